@@ -1,0 +1,35 @@
+"""Small text helpers for people: near-miss suggestions, sizes, ages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Optional
+
+
+def nearest(word: str, known: Iterable[str]) -> Optional[str]:
+    """The known word that `word` was probably meant to be, or None."""
+    names = {name.lower(): name for name in known}
+    found = get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
+    return names[found[0]] if found else None
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' or an empty string, to be put behind a sentence."""
+    name = nearest(word, known)
+    return f"; did you mean {name!r}?" if name else ""
+
+
+def age(seconds: float) -> str:
+    """A duration for a table: '12s', '5m 3s', '2h 10m', '3d 4h'. Negative durations (clock jumps) read as '0s'."""
+    total = max(0, int(seconds))
+    if total < 60:
+        return f"{total}s"
+    minutes, rest = divmod(total, 60)
+    if minutes < 60:
+        return f"{minutes}m {rest}s" if rest else f"{minutes}m"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours}h {minutes}m" if minutes else f"{hours}h"
+    days, hours = divmod(hours, 24)
+    return f"{days}d {hours}h" if hours else f"{days}d"
