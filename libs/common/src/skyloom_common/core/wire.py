@@ -12,7 +12,7 @@ import dataclasses
 import enum
 import json
 import typing
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar, Union
 
 from skyloom_common.core.errors import InvalidRequest
@@ -67,7 +67,7 @@ def _dataclass_to_wire(value: Any) -> dict[str, Any]:
     return out
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outgoing(cls: type) -> tuple[tuple[str, Any], ...]:
     rows: list[tuple[str, Any]] = []
     for field in dataclasses.fields(cls):
@@ -78,7 +78,7 @@ def _outgoing(cls: type) -> tuple[tuple[str, Any], ...]:
     return tuple(rows)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _incoming(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 

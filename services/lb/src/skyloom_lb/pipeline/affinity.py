@@ -1,0 +1,149 @@
+"""Policies that send like to like: sessions by consistent hashing, prompts by the longest prefix seen.
+
+Both give way when the favourite is overloaded compared with the others, so that affinity never becomes a hot spot.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Container, Sequence
+from hashlib import blake2b
+
+from skyloom_lb.pipeline.least import Least, by_load
+from skyloom_lb.pipeline.model import LbRequest, LiveEndpoint
+
+_POINTS = 64
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+class SessionAffinity:
+    """A hash ring with bounded loads: a session stays where it was while other endpoints come and go.
+
+    `slack`: how far above the average load the favourite may be before the next one on the ring is taken.
+    Requests without a session go to the least loaded.
+    """
+
+    name = "session_affinity"
+
+    def __init__(self, slack: float = 1.25) -> None:
+        self._slack = slack
+        self._otherwise = Least("least_load", by_load)
+        self._points: list[int] = []
+        self._owners: list[LiveEndpoint] = []
+        self._endpoints: list[LiveEndpoint] = []
+        self._load: dict[str, int] = {}
+        self._total = 0
+
+    def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
+        self._endpoints = list(endpoints)
+        ring = sorted(
+            (
+                (_hash(f"{one.id}#{point}"), one)
+                for one in endpoints
+                for point in range(max(1, round(_POINTS * min(one.weight, 16.0))))
+            ),
+            key=lambda pair: (pair[0], pair[1].id),
+        )
+        self._points = [point for point, _ in ring]
+        self._owners = [one for _, one in ring]
+        self._load = {one.id: one.in_flight for one in endpoints}
+        self._total = sum(self._load.values())
+        self._otherwise.rebuild(endpoints)
+
+    def changed(self, endpoint: LiveEndpoint) -> None:
+        if endpoint.id in self._load:
+            self._total += endpoint.in_flight - self._load[endpoint.id]
+            self._load[endpoint.id] = endpoint.in_flight
+        self._otherwise.changed(endpoint)
+
+    def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
+        if not request.session or not self._points:
+            return self._otherwise.pick(request, exclude)
+        limit = self._slack * (self._total + 1) / len(self._endpoints) + 1
+        start = bisect_right(self._points, _hash(request.session))
+        seen: set[str] = set()
+        for step in range(len(self._owners)):
+            endpoint = self._owners[(start + step) % len(self._owners)]
+            if endpoint.id in seen or endpoint.id in exclude:
+                continue
+            if endpoint.in_flight < limit:
+                return endpoint
+            seen.add(endpoint.id)
+            if len(seen) == len(self._endpoints):
+                break
+        return self._otherwise.pick(request, exclude)
+
+
+class PrefixAffinity:
+    """The endpoint that has seen the longest prefix of this prompt, for hits in its KV cache; else the least loaded.
+
+    Prefixes are remembered by block hashes in two generations of at most `capacity / 2` entries each: when the young one is
+    full it becomes the old one, and what nobody asked for in between is forgotten. Memory is bounded, no entry costs a list.
+    """
+
+    name = "prefix_affinity"
+
+    def __init__(
+        self, capacity: int = 1_000_000, block: int = 512, blocks: int = 12, slack: float = 1.5
+    ) -> None:
+        self._half = max(1, capacity // 2)
+        self._block = block
+        self._blocks = blocks
+        self._slack = slack
+        self._young: dict[int, LiveEndpoint] = {}
+        self._old: dict[int, LiveEndpoint] = {}
+        self._members: dict[str, LiveEndpoint] = {}
+        self._load: dict[str, int] = {}
+        self._total = 0
+        self._otherwise = Least("least_load", by_load)
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
+        self._members = {one.id: one for one in endpoints}
+        self._load = {one.id: one.in_flight for one in endpoints}
+        self._total = sum(self._load.values())
+        self._otherwise.rebuild(endpoints)
+
+    def changed(self, endpoint: LiveEndpoint) -> None:
+        if endpoint.id in self._load:
+            self._total += endpoint.in_flight - self._load[endpoint.id]
+            self._load[endpoint.id] = endpoint.in_flight
+        self._otherwise.changed(endpoint)
+
+    def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
+        keys = self._keys(request.prompt)
+        chosen = self._longest(keys, exclude) or self._otherwise.pick(request, exclude)
+        if chosen is not None:
+            for key in keys:
+                self._young[key] = chosen
+            if len(self._young) > self._half:
+                self._old, self._young = self._young, {}
+        return chosen
+
+    def _keys(self, prompt: bytes) -> list[int]:
+        """One hash for each whole block from the start, each covering everything before it; a short prompt gives one."""
+        if not prompt:
+            return []
+        size = self._block
+        ends = range(size, min(len(prompt), size * self._blocks) + 1, size)
+        keys, previous = [], 0
+        for end in ends:
+            previous = hash((previous, prompt[end - size : end]))
+            keys.append(previous)
+        return keys or [hash(prompt)]
+
+    def _longest(self, keys: list[int], exclude: Container[str]) -> LiveEndpoint | None:
+        if not self._members:
+            return None
+        limit = self._slack * (self._total + 1) / len(self._members) + 1
+        for key in reversed(keys):
+            endpoint = self._young.get(key) or self._old.get(key)
+            if endpoint is None or self._members.get(endpoint.id) is not endpoint or endpoint.id in exclude:
+                continue
+            return endpoint if endpoint.in_flight < limit else None
+        return None
