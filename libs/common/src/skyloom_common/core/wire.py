@@ -68,18 +68,19 @@ def _dataclass_to_wire(value: Any) -> dict[str, Any]:
 
 
 @cache
-def _outgoing(cls: type) -> tuple[tuple[str, Any], ...]:
+def _outgoing(cls: Any) -> tuple[tuple[str, Any], ...]:
     rows: list[tuple[str, Any]] = []
     for field in dataclasses.fields(cls):
         default: Any = field.default
-        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
+        factory: Any = field.default_factory
+        if default is dataclasses.MISSING and factory is not dataclasses.MISSING:
+            default = factory()
         rows.append((field.name, default))
     return tuple(rows)
 
 
 @cache
-def _incoming(cls: type) -> dict[str, Any]:
+def _incoming(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
