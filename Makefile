@@ -51,8 +51,8 @@ lock: setup ## compile requirements/dev.lock from the members' pyproject.toml
 wheels: setup ## build every distribution into dist/
 	$(PY) scripts/wheels.py $(ARGS)
 
-catalog: setup ## rebuild the bundled catalog (ARGS="--help" tells what from)
-	$(PY) -m skyloom_optimizer.catalog.build $(ARGS)
+catalog: setup ## rebuild the bundled catalog: SOURCE=folder of CSV files (docs/catalog.md), or ARGS="--export DIR"
+	$(PY) -m skyloom_optimizer.catalog.build $(if $(SOURCE),--source "$(SOURCE)") $(ARGS)
 
 clean: ## remove what was built: .venv, dist, caches
 	rm -rf .venv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -48,6 +48,12 @@ class AgentConfig:
     memory_gib: Optional[float] = None
     gpus: Optional[int] = None
     heartbeat_seconds: float = 5.0
+    unreachable_seconds: float = 30.0
+    """Head only: a worker that does not answer for so long fails the job."""
+    grace_seconds: float = 5.0
+    """Between SIGTERM and SIGKILL when a job is stopped."""
+    confine_to_home: bool = False
+    """The node shares its machine (local provider): files are synced to places in its home only."""
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,7 @@ class TaskSpec:
     resources: ResourcesSpec = field(default_factory=ResourcesSpec)
     envs: dict[str, Optional[str]] = field(default_factory=dict)
     """None = to be given by the client; refused at validation when still None."""
-    secrets: dict[str, Optional[str]] = field(default_factory=dict)
+    secrets: dict[str, Optional[str]] = field(default_factory=dict, repr=False)
     """As envs, but never shown, logged or stored in clear. None = reference to a managed secret."""
     managed_secrets: tuple[ManagedSecret, ...] = ()
     setup: Optional[str] = None
@@ -251,3 +251,8 @@ class TaskFile:
     termination_delay: dict[str, float] = field(default_factory=dict)
     """Task name (or "default") to seconds."""
     inter_connection: Optional[bool] = None
+    notices: tuple[str, ...] = field(default=(), compare=False)
+    """What was read and ignored, for people."""
+    filename: Optional[str] = field(default=None, compare=False, repr=False)
+    lines: tuple[dict[str, int], ...] = field(default=(), compare=False, repr=False)
+    """For each task: field to line of the file, so that later checks can point at it too."""

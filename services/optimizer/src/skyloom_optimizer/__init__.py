@@ -1,0 +1,1 @@
+"""The optimizer: offers in, plan out; it computes and never buys."""

@@ -1,0 +1,89 @@
+"""Availability memory: launch outcomes in, how unlikely a place is to have capacity now out.
+
+Pure: outcomes and the present moment are arguments. Failures fade with time; a success wipes those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from skyloom_common.contracts.plan import LaunchOutcome
+
+HALF_LIFE_SECONDS = 900.0
+RECENT_FAILURE = 0.25
+"""From this penalty on a place is not the first to be tried: about half an hour after a single failure."""
+_FORGET_BELOW = 0.02
+
+OK = "ok"
+# How far a failure reaches: what is not named here concerns one zone and one machine type.
+_WHOLE_CLOUD = frozenset({"credentials_invalid"})
+_WHOLE_REGION = frozenset({"quota_exceeded"})
+_NOBODYS_FAULT = frozenset(
+    {"provider_invalid_request", "throttled", "invalid_request", "operation_cancelled"}
+)
+
+Key = tuple[str, str, str, str, bool | None]
+"""cloud, region, zone, instance type, use_spot; empty or None stands for "any"."""
+
+
+@dataclass(frozen=True)
+class AvailabilityMemory:
+    """Penalties in [0, 1): 0 = nothing bad is known. Keys are as wide as the failure reached."""
+
+    penalties: dict[Key, float] = field(default_factory=dict)
+
+    def penalty(self, cloud: str, region: str, zone: str, instance_type: str, use_spot: bool) -> float:
+        """The worst that is known of this place; without a zone, of all zones of its region."""
+        place = (cloud, region, zone, instance_type, use_spot)
+        known = self._by_cloud.get(cloud, ())
+        return max((value for key, value in known if _covers(key, place)), default=0.0)
+
+    @property
+    def clouds(self) -> Collection[str]:
+        """Clouds of which anything bad is known."""
+        return self._by_cloud.keys()
+
+    @cached_property
+    def _by_cloud(self) -> dict[str, list[tuple[Key, float]]]:
+        found: dict[str, list[tuple[Key, float]]] = {}
+        for key, value in self.penalties.items():
+            found.setdefault(key[0], []).append((key, value))
+        return found
+
+
+def remember(outcomes: Iterable[LaunchOutcome], now: float) -> AvailabilityMemory:
+    """What outcomes, in any order, say at `now`. One from the future (a clock jump) counts as fresh."""
+    weight: dict[Key, float] = {}
+    for outcome in sorted(outcomes, key=lambda o: o.at):
+        key = scope(outcome)
+        if outcome.result == OK:
+            _forgive(weight, outcome)
+        elif outcome.result not in _NOBODYS_FAULT:
+            age = max(0.0, now - outcome.at)
+            weight[key] = weight.get(key, 0.0) + 0.5 ** (age / HALF_LIFE_SECONDS)
+    penalties = {key: value / (value + 1) for key, value in weight.items()}
+    return AvailabilityMemory({key: value for key, value in penalties.items() if value >= _FORGET_BELOW})
+
+
+def scope(outcome: LaunchOutcome) -> Key:
+    """As wide as the provider's answer reaches."""
+    if outcome.result in _WHOLE_CLOUD:
+        return (outcome.cloud, "", "", "", None)
+    if outcome.result in _WHOLE_REGION:
+        return (outcome.cloud, outcome.region, "", outcome.instance_type, outcome.use_spot)
+    return (outcome.cloud, outcome.region, outcome.zone, outcome.instance_type, outcome.use_spot)
+
+
+def _forgive(weight: dict[Key, float], outcome: LaunchOutcome) -> None:
+    place = (outcome.cloud, outcome.region, outcome.zone, outcome.instance_type, outcome.use_spot)
+    for key in [key for key in weight if _covers(key, place)]:
+        del weight[key]
+
+
+def _covers(key: Key, place: tuple[str, str, str, str, bool]) -> bool:
+    return all(
+        part in ("", None) or part == asked or (position == 2 and not asked)
+        for position, (part, asked) in enumerate(zip(key, place, strict=True))
+    )

@@ -1,0 +1,30 @@
+"""What the optimizer is told by its environment, beside what every service is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from skyloom_common.service.env import Env
+from skyloom_common.service.settings import ServiceSettings
+from skyloom_optimizer.catalog.load import CONTAINER
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(ServiceSettings):
+    """`catalog`: the container to load; the bundled one unless SKYLOOM_CATALOG names another file."""
+
+    SERVICE: ClassVar[str] = "optimizer"
+    DEFAULT_PORT: ClassVar[int] = 46582
+
+    catalog: Path = CONTAINER
+
+    @classmethod
+    def read_own(cls, env: Env) -> dict[str, Any]:
+        path = env.path("SKYLOOM_CATALOG", CONTAINER)
+        if not path.is_file():
+            env.bad(
+                f"SKYLOOM_CATALOG: {str(path)!r} is not a file; leave it unset to use the bundled catalog"
+            )
+        return {"catalog": path}

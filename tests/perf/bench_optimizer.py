@@ -1,0 +1,135 @@
+"""The optimizer's bars: one task in process and over HTTP, and the load of the catalog in a cold process."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import secrets
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from skyloom_common.contracts.plan import PlanRequest
+from skyloom_common.contracts.task.model import ResourcesSpec
+from skyloom_common.core import wire
+from skyloom_optimizer.catalog.load import load_catalog
+from skyloom_optimizer.plan import plan
+from skyloom_optimizer.testing import at_least, gpu, request
+
+Row = tuple[str, float, str, str]
+ROUNDS = 60
+COLD_ROUNDS = 7
+REQUESTS = {
+    "A100:8": request(ResourcesSpec(accelerators=(gpu("A100", 8),))),
+    "cpus: 8+": request(ResourcesSpec(cpus=at_least(8))),
+}
+# numpy and the contracts are there before the clock starts: the bar is about the catalog.
+COLD = """
+import time, numpy, skyloom_common.contracts.plan
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before, started = resident(), time.perf_counter()
+from skyloom_optimizer.catalog.load import load_catalog
+snapshot = load_catalog().snapshot
+print((time.perf_counter() - started) * 1000, (resident() - before) / 1e6, len(snapshot))
+"""
+
+
+def run() -> list[Row]:
+    catalog = load_catalog()
+    catalog.warm()
+    rows = [
+        (
+            f"plan {name}, every cloud, in process",
+            milliseconds(lambda r=wanted: plan(r, catalog.snapshot)),
+            "ms",
+            "<= 5",
+        )
+        for name, wanted in REQUESTS.items()
+    ]
+    return [*rows, *_over_http(), *_cold_load()]
+
+
+def milliseconds(call: Callable[[], Any]) -> float:
+    call()
+    took = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        call()
+        took.append((time.perf_counter() - started) * 1000)
+    return statistics.median(took)
+
+
+def _cold_load() -> list[Row]:
+    runs = [_cold() for _ in range(COLD_ROUNDS)]
+    return [
+        (
+            "catalog load, cold process (after numpy)",
+            statistics.median(run[0] for run in runs),
+            "ms",
+            "<= 100",
+        ),
+        ("catalog load, extra resident memory", statistics.median(run[1] for run in runs), "MB", "<= 60"),
+    ]
+
+
+def _cold() -> tuple[float, float]:
+    done = subprocess.run(
+        [sys.executable, "-c", COLD], capture_output=True, text=True, check=True, timeout=60
+    )
+    took, memory, offers = done.stdout.split()
+    assert int(offers) > 190_000
+    return float(took), float(memory)
+
+
+def _over_http() -> list[Row]:
+    with _service() as (port, token):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+        def ask(wanted: PlanRequest) -> None:
+            connection.request("POST", "/v1/plans", json.dumps(wire.to_wire(wanted)), headers)
+            response = connection.getresponse()
+            body = response.read()
+            assert response.status == 200, body
+
+        return [
+            (f"plan {name}, over HTTP, p50", milliseconds(lambda r=wanted: ask(r)), "ms", "<= 12")
+            for name, wanted in REQUESTS.items()
+        ]
+
+
+@contextmanager
+def _service() -> Iterator[tuple[int, str]]:
+    """A separate optimizer process on a free loopback port."""
+    token = secrets.token_hex(16)
+    with tempfile.TemporaryDirectory(prefix="skyloom-bench-") as home:
+        environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SKYLOOM_", "DATABASE_"))
+        }
+        environ |= {"SKYLOOM_HOME": home, "SKYLOOM_SERVICE_TOKEN": token, "SKYLOOM_PORT": "0"}
+        command = [sys.executable, "-m", "skyloom_optimizer.main"]
+        process = subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True)
+        try:
+            yield _port(process), token
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+            assert process.stderr is not None
+            process.stderr.close()
+
+
+def _port(process: subprocess.Popen[str]) -> int:
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "ready at" in line:
+            return int(line.rsplit(":", 1)[1])
+    raise RuntimeError("the optimizer ended before it was ready")
