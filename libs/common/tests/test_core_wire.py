@@ -101,3 +101,15 @@ def test_a_launch_request_survives_the_wire() -> None:
 def test_a_job_survives_the_wire_with_gaps_in_its_exit_codes() -> None:
     job = Job(1, "a", "me", JobStatus.RUNNING, 0.0, exit_codes=(None, 3))
     assert wire.loads(Job, wire.dumps(job)) == job
+
+
+@dataclass(frozen=True)
+class Priced:
+    name: str
+    price: Optional[float]
+
+
+def test_none_in_a_field_without_a_default_comes_back() -> None:
+    assert wire.loads(Priced, wire.dumps(Priced("a", None)), strict=True) == Priced("a", None)
+    with pytest.raises(InvalidRequest, match="name: missing"):
+        wire.loads(Priced, b"{}")

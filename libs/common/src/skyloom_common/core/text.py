@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import Optional
 
 
 def nearest(word: str, known: Iterable[str]) -> Optional[str]:
     """The known word that `word` was probably meant to be, or None."""
+    from difflib import get_close_matches  # only who mistyped pays for it
+
     names = {name.lower(): name for name in known}
     found = get_close_matches(word.lower(), list(names), n=1, cutoff=0.6)
     return names[found[0]] if found else None

@@ -59,7 +59,8 @@ def loads(cls: type[T], data: Union[bytes, str], *, strict: bool = False) -> T:
 
 def _dataclass_to_wire(value: Any) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    for name, default in _outgoing(type(value)):
+    kind: Any = type(value)
+    for name, default in _outgoing(kind):
         item = getattr(value, name)
         if item is None or (default is not dataclasses.MISSING and item == default):
             continue
@@ -135,12 +136,25 @@ def _decode_dataclass(kind: Any, data: Any, strict: bool, path: str) -> Any:
         elif strict:
             where = f"{path}.{key}" if path else key
             raise InvalidRequest(f"{where}: unknown field{did_you_mean(key, hints)}", details={"field": where})
+    for key in _nullable(kind):
+        values.setdefault(key, None)
     try:
         return kind(**values)
     except TypeError as error:
         missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
         where = f"{path}.{missing[0]}" if path and missing else (missing[0] if missing else path)
         raise InvalidRequest(f"{where}: missing" if missing else f"{path}: {error}", details={"field": where}) from error
+
+
+@cache
+def _nullable(cls: type) -> tuple[str, ...]:
+    """Fields without a default that may be None: on the wire, None is left out."""
+    hints = _incoming(cls)
+    return tuple(
+        field.name
+        for field in dataclasses.fields(cls)
+        if _required(field) and type(None) in typing.get_args(hints[field.name])
+    )
 
 
 def _required(field: Any) -> bool:

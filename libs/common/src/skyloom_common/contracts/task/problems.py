@@ -211,4 +211,4 @@ def _report(found: list[Problem]) -> str:
     lines = [problem.sentence() for problem in found[:_SHOWN_PROBLEMS]]
     if len(found) > _SHOWN_PROBLEMS:
         lines.append(f"... and {len(found) - _SHOWN_PROBLEMS} more")
-    return "\n".join([f"{len(found)} problems in the task:", *(f"  {line}" for line in lines)])
+    return "\n".join([f"{len(found)} problems:", *(f"  {line}" for line in lines)])

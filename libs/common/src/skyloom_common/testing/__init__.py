@@ -1,0 +1,1 @@
+"""Fakes and servers for tests. Production code does not import this."""
