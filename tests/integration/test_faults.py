@@ -181,6 +181,7 @@ def test_a_mount_that_climbs_out_of_the_node_is_refused(stack_up: Stack) -> None
         task.write_text(f"file_mounts:\n  {target}: ./f\nrun: echo ran\n")
         stack_up.sky("launch", "-y", "-c", "m", str(task), code=1)
         assert "escape" in stack_up.last_error
+        assert stack_up.json("status") == []
     assert not list(stack_up.home.rglob("escape*"))
 
 
@@ -197,7 +198,7 @@ def test_bad_task_files_are_refused_at_once(stack_up: Stack) -> None:
         file.write(b"run: echo no\n")
         file.truncate(100 << 20)
     stack_up.sky("launch", "-y", str(big), code=1)
-    assert "MB" in stack_up.last_error
+    assert "more than a task file may have" in stack_up.last_error
     assert time.monotonic() - started < 20
     typo = stack_up.work / "typo.yaml"
     typo.write_text("resorces:\n  cpus: 1\nnum_nodes: zero\nrun: true\n")
@@ -220,7 +221,7 @@ def test_what_is_not_supported_yet_is_said_and_nothing_is_made(stack_up: Stack) 
 def test_big_lines_many_lines_and_binary_output_arrive_whole(stack_up: Stack) -> None:
     script = "head -c 10485760 /dev/zero | tr '\\0' x; echo; seq 1 200000; head -c 100000 /dev/urandom > r; sha256sum r; cat r; echo; echo END"
     stack_up.sky("launch", "-y", "-d", "-c", "big", script)
-    shown = stack_up.popen("logs", "big", "1").communicate(timeout=90)[0]
+    shown = stack_up.popen("logs", "big", "1", "--tail", "0").communicate(timeout=90)[0]
     assert b"x" * 10485760 in shown
     assert shown.count(b"\n") >= 200_003
     assert shown.rstrip().endswith(b"END") or b"END" in shown[-4000:]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -62,7 +66,7 @@ def transport(store: FileStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cou
     monkeypatch.setattr(transport_module, "API_PREFIX", "/v1")
     app = FastAPI()
     app.include_router(router(store))
-    app.add_exception_handler(SkyloomError, lambda request, error: error_response(error))  # type: ignore[arg-type]
+    app.add_exception_handler(SkyloomError, lambda request, error: error_response(error))
     server = uvicorn.Server(
         uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", access_log=False)
     )
@@ -144,6 +148,7 @@ def fill(tree: Path, folders: int, per_folder: int) -> None:
             )
 
 
+@pytest.mark.slow
 async def test_ten_thousand_files_go_once_and_then_only_an_id(
     transport: CountingTransport, store: FileStore, node: Node, tree: Path
 ) -> None:
@@ -269,7 +274,7 @@ async def test_a_file_written_while_it_is_sent_is_sent_as_it_is_at_last(
         edit()
         return real(*args)
 
-    transport._send = sending  # type: ignore[method-assign]
+    transport._send = sending  # type: ignore[method-assign,assignment]
     result = await upload(transport, tree)
     await push_tree(node.http, store, workdir(result))
     assert same(tree, node.home / "sky_workdir")
@@ -355,3 +360,22 @@ async def test_a_node_with_a_full_disk_is_understood_by_the_pusher(
     with pytest.raises(SkyloomError, match="disk is full"):
         await push_tree(node.http, store, workdir(result))
     assert list((node.home / ".sky/files/chunks").iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_gigabyte_needs_little_memory_on_the_way(tmp_path: Path) -> None:
+    """RSS of a process in which client, store and agent all work on it: two batches here, a chunk or two there."""
+    if shutil.disk_usage(tmp_path).free < 5 * 2**30:
+        pytest.skip("less than 5 GiB free for three copies of a gigabyte")
+    script = Path(__file__).with_name("file_sync_big.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=280, check=False
+    )
+    for name in ("tree", "store", "node"):
+        shutil.rmtree(tmp_path / name, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["upload_growth"] < 80 * 2**20
+    assert figures["push_growth"] < 80 * 2**20
+    assert figures["again_seconds"] < 2

@@ -93,7 +93,7 @@ def test_autodown_takes_an_idle_cluster_away(stack: Stack) -> None:
     wait_until(lambda: stack.cluster("brief") is None, seconds=60, what="the idle cluster is gone")
     assert stack.node_dirs() == []
     assert any(
-        row["name"] == "brief" and row["status"] == "TERMINATED" for row in stack.json("cost-report", "-a")
+        row["name"] == "brief" and row["status"] == "TERMINATED" for row in stack.json("cost-report", "-a")["rows"]
     )
 
 
