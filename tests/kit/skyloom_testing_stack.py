@@ -39,7 +39,7 @@ class Stack:
     def env(self) -> dict[str, str]:
         keep = {
             name: os.environ[name]
-            for name in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH")
+            for name in ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH", "PYTHONPATH")
             if name in os.environ
         }
         return {
@@ -84,10 +84,11 @@ class Stack:
         return json.loads(self.sky(*args, "-o", "json"))
 
     def cluster(self, name: str) -> dict[str, Any] | None:
-        return next((row for row in self.json("status", name) if row["name"] == name), None)
+        return next((row for row in self.json("status") if row["name"] == name), None)
 
     def jobs(self, cluster: str) -> list[dict[str, Any]]:
-        return list(self.json("queue", cluster))
+        """Newest first."""
+        return sorted(self.json("queue", cluster)[cluster], key=lambda job: -int(job["job_id"]))
 
     def server(self) -> dict[str, Any]:
         return dict(json.loads((self.home / "api.json").read_text()))

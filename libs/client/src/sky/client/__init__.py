@@ -1,0 +1,1 @@
+"""The SDK's functions: `sdk` gives request ids, `sdk_async` gives results."""

@@ -1,0 +1,365 @@
+"""The load balancer's bars, each candidate in the same interleaved run: it alone on one core, endpoints and wrk on the other.
+
+Three nginx answer at once with a chat completion; medians of the rounds; ratios are of medians of the same run. Loopback only,
+about two and a half minutes. What is not installed (nginx, wrk, the vLLM and SGLang routers) is left out with a line saying so:
+`apt-get install nginx-light wrk`, and `pip install --no-deps --target build/bench-routers vllm-router sglang-router setproctitle`.
+`run()` gives rows (name, value, unit, bar).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from random import Random
+
+import psutil
+
+Row = tuple[str, float, str, str]
+ROUNDS, SECONDS = 5, 2
+LB_CORE, LOAD_CORE = "0", str((os.cpu_count() or 2) - 1)
+ROLES = Path(__file__).parent / "lb_roles.py"
+ROUTERS = Path(__file__).parents[2] / "build" / "bench-routers"
+ANSWER = json.dumps(
+    {
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": "m",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello!"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
+    }
+)  # fmt: skip
+POST = """
+wrk.method = "POST"
+wrk.body = '{"model":"m","messages":[{"role":"user","content":"Hello, how are you? Tell me something nice."}]}'
+wrk.headers["Content-Type"] = "application/json"
+wrk.headers["Authorization"] = "Bearer sk-bench-0123456789abcdef"
+wrk.headers["Accept"] = "application/json"
+wrk.headers["Accept-Encoding"] = "gzip, deflate"
+wrk.headers["Connection"] = "keep-alive"
+wrk.headers["User-Agent"] = "OpenAI/Python 3.54.0"
+wrk.headers["X-Stainless-Lang"] = "python"
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Bench:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[bytes]] = []
+        self.rows: list[Row] = []
+        (folder / "post.lua").write_text(POST)
+
+    def start(self, core: str, *command: str, **environ: str) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **environ}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        process = subprocess.Popen(
+            ["taskset", "-c", core, *command],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        self.started.append(process)
+        return process
+
+    def stop(self, *processes: subprocess.Popen[bytes]) -> None:
+        for process in processes or tuple(self.started):
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            process.kill()
+            process.wait()
+            self.started.remove(process)
+
+    def nginx(self, core: str, servers: str) -> subprocess.Popen[bytes]:
+        name = self.folder / f"nginx{len(self.started)}"
+        name.with_suffix(".conf").write_text(
+            f"worker_processes 1; daemon off; pid {name}.pid; error_log /dev/null;\n"
+            "events { worker_connections 8192; }\nhttp { access_log off; keepalive_requests 100000000; "
+            f"default_type application/json;\n{servers}\n}}\n"
+        )
+        return self.start(core, "nginx", "-c", str(name.with_suffix(".conf")))
+
+    def replicas(self) -> list[int]:
+        ports = [free_port() for _ in range(3)]
+        block = "server {{ listen 127.0.0.1:{} backlog=4096; location / {{ return 200 '{}'; }} }}"
+        self.nginx(LOAD_CORE, "\n".join(block.format(port, ANSWER) for port in ports))
+        for port in ports:
+            wait_for(port)
+        return ports
+
+    def proxy_nginx(self, ports: list[int]) -> int:
+        port = free_port()
+        servers = " ".join(f"server 127.0.0.1:{one};" for one in ports)
+        self.nginx(
+            LB_CORE,
+            f"upstream u {{ least_conn; {servers} keepalive 256; keepalive_requests 100000000; }}\n"
+            f"server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ proxy_pass http://u; proxy_buffering off;"
+            " proxy_http_version 1.1; proxy_set_header Connection ''; proxy_set_header X-Request-Id $request_id;"
+            " proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; } }",
+        )
+        wait_for(port)
+        return port
+
+    def ours(self, ports: list[int], *more: str, core: str = LB_CORE) -> tuple[int, subprocess.Popen[bytes]]:
+        port = free_port()
+        endpoints = [word for one in ports for word in ("--endpoint", f"http://127.0.0.1:{one}")]
+        command = [sys.executable, "-m", "skyloom_lb.main", "--host", "127.0.0.1", "--port", str(port)]
+        process = self.start(core, *command, "--admin-port", "-1", *endpoints, *more)
+        wait_for(port)
+        return port, process
+
+    def bare(self, ports: list[int]) -> int:
+        port = free_port()
+        self.start(
+            LB_CORE,
+            sys.executable,
+            str(ROLES),
+            "bare",
+            str(port),
+            *(f"http://127.0.0.1:{one}" for one in ports),
+        )
+        wait_for(port)
+        return port
+
+    def router(self, module: str, ports: list[int]) -> int | None:
+        if not (ROUTERS / module).is_dir():
+            return None
+        port = free_port()
+        urls = [f"http://127.0.0.1:{one}" for one in ports]
+        command = [
+            sys.executable,
+            "-m",
+            f"{module}.launch_router",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ]
+        more = ["--policy", "round_robin", "--log-level", "error", "--prometheus-port", str(free_port())]
+        self.start(LB_CORE, *command, *more, "--worker-urls", *urls, PYTHONPATH=str(ROUTERS))
+        wait_for(port, 30)
+        time.sleep(2)  # it opens its port before it has looked at its workers
+        return port
+
+    def wrk(self, port: int, connections: int, seconds: int = SECONDS) -> tuple[float, float, float]:
+        """Requests per second, p50 and p99 in milliseconds; no request may fail."""
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}",
+            "--latency",
+            "-s",
+            str(self.folder / "post.lua"),
+        ]
+        text = subprocess.run(
+            ["taskset", "-c", LOAD_CORE, *command, f"http://127.0.0.1:{port}/v1/chat/completions"],
+            capture_output=True, text=True, timeout=seconds + 30, check=True,
+        ).stdout  # fmt: skip
+        if "Non-2xx" in text or "Socket errors" in text:
+            raise RuntimeError(f"requests failed: {text}")
+        rate = re.search(r"Requests/sec:\s+([\d.]+)", text)
+        assert rate is not None, text
+        return float(rate[1]), _milliseconds(text, "50%"), _milliseconds(text, "99%")
+
+    def row(self, name: str, value: float, unit: str, bar: str = "") -> None:
+        self.rows.append((name, value, unit, bar))
+
+
+def _milliseconds(text: str, share: str) -> float:
+    found = re.search(rf"{share}\s+([\d.]+)(us|ms|s)", text)
+    assert found is not None, text
+    return float(found[1]) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[found[2]]
+
+
+def wait_for(port: int, seconds: float = 15.0) -> None:
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.05)
+    raise RuntimeError(f"nobody listens on {port}")
+
+
+def run() -> list[Row]:
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Path(folder))
+        picks(bench)
+        missing = [name for name in ("nginx", "wrk", "taskset") if shutil.which(name) is None]
+        if missing:
+            print(
+                f"  skipped: {', '.join(missing)} not installed (apt-get install nginx-light wrk util-linux)"
+            )
+            return bench.rows
+        try:
+            throughput(bench)
+            two_processes(bench)
+            streams(bench)
+        finally:
+            bench.stop()
+        return bench.rows
+
+
+def throughput(bench: Bench) -> None:
+    replicas = bench.replicas()
+    ports: dict[str, int | None] = {
+        "ours": bench.ours(replicas)[0],
+        "bare aiohttp": bench.bare(replicas),
+        "nginx": bench.proxy_nginx(replicas),
+        "vLLM router": bench.router("vllm_router", replicas),
+        "SGLang router": bench.router("sglang_router", replicas),
+    }
+    there = {name: port for name, port in ports.items() if port is not None}
+    for name in ports.keys() - there.keys():
+        print(f"  skipped: {name} is not in build/bench-routers")
+    rates: dict[str, list[float]] = {name: [] for name in there}
+    calm: dict[str, list[tuple[float, float]]] = {name: [] for name in there}
+    direct: list[tuple[float, float]] = []
+    for port in there.values():
+        bench.wrk(port, 64, 1)  # warm
+    for _ in range(ROUNDS):
+        for name, port in there.items():
+            rates[name].append(bench.wrk(port, 64)[0])
+        direct.append(bench.wrk(replicas[0], 16, 1)[1:])
+        for name, port in there.items():
+            if name != "bare aiohttp":
+                calm[name].append(bench.wrk(port, 16, 1)[1:])
+    bench.stop(*bench.started[1:])
+    report(bench, {name: statistics.median(values) for name, values in rates.items()})
+    base = [statistics.median(values) for values in zip(*direct, strict=True)]
+    for name, values in ((name, values) for name, values in calm.items() if values):
+        p50, p99 = (statistics.median(column) for column in zip(*values, strict=True))
+        bars = ("<= 1", "<= 4") if name == "ours" else ("", "")
+        bench.row(f"added latency at 16 connections, p50: {name}", max(0.0, p50 - base[0]), "ms", bars[0])
+        bench.row(f"added latency at 16 connections, p99: {name}", max(0.0, p99 - base[1]), "ms", bars[1])
+
+
+def report(bench: Bench, rate: dict[str, float]) -> None:
+    for name, value in rate.items():
+        bench.row(f"chat completions, 64 connections: {name}", value, "req/s")
+    bars = {"bare aiohttp": ">= 3.5", "nginx": ">= 0.4", "vLLM router": ">= 1", "SGLang router": ""}
+    for name, bar in bars.items():
+        if name in rate:
+            bench.row(f"ours against {name}", rate["ours"] / rate[name], "x", bar)
+    bench.row("ours against 560 req/s (the peers' Python balancers)", rate["ours"] / 560, "x", ">= 20")
+
+
+def two_processes(bench: Bench) -> None:
+    """Requests per second of CPU time: what a second process costs beside its own work."""
+    replicas = bench.replicas()
+    results: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(3):
+        for workers in (1, 2):
+            port, process = bench.ours(replicas, "--workers", str(workers))
+            time.sleep(1.0)
+            bench.wrk(port, 64, 1)
+            before = cpu_seconds(process)
+            rate = bench.wrk(port, 64, 2)[0]
+            results[workers].append(rate * 2.0 / (cpu_seconds(process) - before))
+            bench.stop(process)
+    one, two = (statistics.median(results[workers]) for workers in (1, 2))
+    bench.row("requests per CPU-second: one process", one, "req")
+    bench.row("requests per CPU-second: two processes against one", two / one, "x", ">= 0.95")
+    bench.stop()
+
+
+def cpu_seconds(process: subprocess.Popen[bytes]) -> float:
+    found = psutil.Process(process.pid)
+    return sum(sum(one.cpu_times()[:2]) for one in (found, *found.children(recursive=True)))
+
+
+def streams(bench: Bench) -> None:
+    """1,000 streams of 20 chunks a second, through us and through nginx, turn and turn about."""
+    source = free_port()
+    bench.start(LOAD_CORE, sys.executable, str(ROLES), "stream", str(source), "600")
+    wait_for(source)
+    port, process = bench.ours([source])
+    proxies = {"ours": port, "nginx": bench.proxy_nginx([source])}
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in proxies}
+    memory = 0.0
+    for _ in range(3):
+        for name, one in proxies.items():
+            command = ["taskset", "-c", LOAD_CORE, sys.executable, str(ROLES), "watch", str(one), "1000", "3"]
+            watcher = subprocess.Popen(command, stdout=subprocess.PIPE)
+            with peak(process) as size:
+                out, _ = watcher.communicate(timeout=60)
+            if name == "ours":
+                memory = max(memory, size())
+            seen[name].append(json.loads(out))
+    bench.stop()
+    p99 = {name: statistics.median(one["p99"] for one in values) for name, values in seen.items()}
+    merged = sum(one["merged"] for one in seen["ours"]) / sum(one["events"] for one in seen["ours"])
+    bench.row("1,000 SSE streams x 20/s: merged chunks", 100 * merged, "%", "<= 0")
+    bench.row("1,000 SSE streams x 20/s: chunks seen a second", seen["ours"][-1]["events"] / 3, "/s")
+    bench.row("1,000 SSE streams x 20/s: p99 delay", 1000 * p99["ours"], "ms")
+    bench.row("1,000 SSE streams x 20/s: p99 delay against nginx's", p99["ours"] / p99["nginx"], "x", "<= 2")
+    bench.row("1,000 SSE streams x 20/s: memory of ours", memory, "MB", "<= 80")
+
+
+@contextmanager
+def peak(process: subprocess.Popen[bytes]) -> Iterator[Callable[[], float]]:
+    """Resident memory at the end of the block, when all streams have run for seconds."""
+    found = psutil.Process(process.pid)
+    sizes: list[float] = [found.memory_info().rss / 1e6]
+    yield lambda: max(sizes)
+    sizes.append(found.memory_info().rss / 1e6)
+
+
+def picks(bench: Bench) -> None:
+    from skyloom_lb.pipeline.affinity import PrefixAffinity
+    from skyloom_lb.pipeline.least import Least, by_load
+    from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, LiveEndpoint
+
+    endpoints = [LiveEndpoint(f"e{number}") for number in range(1000)]
+    least = Least("least_load", by_load)
+    least.rebuild(endpoints)
+    bench.row("least load over 1,000 endpoints, a pick", _pick(least, [NO_FACTS], endpoints), "us", "<= 10")
+    prefix = PrefixAffinity(capacity=1_000_000)
+    prefix.rebuild(endpoints)
+    random = Random(1)
+    before = psutil.Process().memory_info().rss
+    for number in range(400_000):
+        prefix.pick(LbRequest(prompt=b"%016d" % number * 96))
+    grown = (psutil.Process().memory_info().rss - before) / 1e6
+    asked = [LbRequest(prompt=b"%016d" % random.randrange(400_000) * 96) for _ in range(5000)]
+    bench.row(
+        f"prefix affinity over {len(prefix):,} prefixes, a pick",
+        _pick(prefix, asked, endpoints),
+        "us",
+        "<= 10",
+    )
+    bench.row("prefix affinity, memory of its prefixes (bounded)", grown, "MB", "<= 400")
+
+
+def _pick(policy: object, requests: list[object], endpoints: list[object]) -> float:
+    """With the two changes that a request makes: one more in flight, one less."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        for number in range(10_000):
+            one = policy.pick(requests[number % len(requests)])  # type: ignore[attr-defined]
+            one.in_flight += 1
+            policy.changed(one)  # type: ignore[attr-defined]
+            one.in_flight -= 1
+            policy.changed(one)  # type: ignore[attr-defined]
+        times.append((time.perf_counter() - started) / 10_000)
+    return statistics.median(times) * 1e6
+
+
+if __name__ == "__main__":
+    for name, value, unit, bar in run():
+        print(f"{name:<70} {value:>12,.2f} {unit:<6} {bar}")

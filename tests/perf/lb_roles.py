@@ -1,0 +1,132 @@
+"""Processes that the load balancer's bench starts: a bare aiohttp proxy to compare with, a stream server, a stream client.
+
+`python lb_roles.py bare PORT TARGET...` · `stream PORT SECONDS` · `watch URL-PORT STREAMS SECONDS` (prints a JSON line).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import time
+from typing import Any
+
+from aiohttp import ClientSession, TCPConnector, web
+
+CHUNKS_PER_SECOND = 20
+PAD = b"x" * 120
+
+
+async def bare(port: int, targets: list[str]) -> None:
+    """The least that can be called a proxy on aiohttp: no keys, no counts, no retries, no time-outs."""
+    turn = itertools.cycle(targets)
+    session = ClientSession(connector=TCPConnector(limit=0))
+
+    async def handle(request: web.BaseRequest) -> web.Response:
+        body = await request.read()
+        async with session.request(request.method, next(turn) + request.path, data=body) as answer:
+            return web.Response(
+                status=answer.status, body=await answer.read(), content_type="application/json"
+            )
+
+    runner = web.ServerRunner(web.Server(handle, access_log=None))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
+    await asyncio.Event().wait()
+
+
+class Streamer(asyncio.Protocol):
+    """Each request gets an endless stream; all of one server's streams tick at times of their own."""
+
+    def __init__(self, streams: dict[int, list[Streamer]]) -> None:
+        self.streams = streams
+        self.slot = -1
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if b"\r\n\r\n" in data and self.slot < 0:
+            self.transport.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            self.slot = min(self.streams, key=lambda slot: len(self.streams[slot]))
+            self.streams[self.slot].append(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self.slot >= 0:
+            self.streams[self.slot].remove(self)
+
+
+async def stream(port: int, seconds: float) -> None:
+    """Every stream gets a chunk each 50 ms; in each millisecond it is the turn of a fiftieth of them."""
+    slots: dict[int, list[Streamer]] = {slot: [] for slot in range(1000 // CHUNKS_PER_SECOND)}
+    loop = asyncio.get_running_loop()
+    await loop.create_server(lambda: Streamer(slots), "127.0.0.1", port, backlog=4096)
+    began = loop.time()
+    for tick in itertools.count():
+        await asyncio.sleep(max(0.0, began + tick * 0.001 - loop.time()))
+        if loop.time() - began > seconds:
+            return
+        for one in slots[tick % len(slots)]:
+            event = b"data: %.6f %b\n\n" % (time.monotonic(), PAD)
+            one.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
+
+
+class Watcher(asyncio.Protocol):
+    def __init__(self, delays: list[float], merged: list[int]) -> None:
+        self.delays, self.merged = delays, merged
+
+    def connection_made(self, transport: Any) -> None:
+        body = b'{"model":"m","stream":true}'
+        transport.write(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic()
+        at = data.find(b"data: ")
+        while at >= 0:
+            self.delays.append(now - float(data[at + 6 : data.index(b" ", at + 6)]))
+            at = data.find(b"data: ", at + 6)
+        for part in data.split(b"data: ")[1:-1]:
+            # Between two events of one read there must be the end of one chunk and the head of the next.
+            self.merged.append(part.endswith(b"\n\n"))
+
+
+async def watch(port: int, streams: int, seconds: float) -> None:
+    loop = asyncio.get_running_loop()
+    delays: list[float] = []
+    merged: list[int] = []
+    for number in range(streams):
+        await loop.create_connection(lambda: Watcher(delays, merged), "127.0.0.1", port)
+        if number % 50 == 49:
+            await asyncio.sleep(0.02)
+    await asyncio.sleep(1.0)
+    delays.clear()
+    merged.clear()
+    await asyncio.sleep(seconds)
+    delays.sort()
+    print(
+        json.dumps(
+            {
+                "events": len(delays),
+                "merged": sum(merged),
+                "p50": delays[len(delays) // 2],
+                "p99": delays[len(delays) * 99 // 100],
+            }
+        ),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    role, *given = sys.argv[1:]
+    if role == "bare":
+        asyncio.run(bare(int(given[0]), given[1:]))
+    elif role == "stream":
+        asyncio.run(stream(int(given[0]), float(given[1])))
+    else:
+        asyncio.run(watch(int(given[0]), int(given[1]), float(given[2])))
