@@ -1,0 +1,1 @@
+"""The dashboard: web pages over the gateway; it holds no state."""

@@ -1,0 +1,1 @@
+"""The jobs controller: keeps a managed job alive to its end; it never creates instances itself."""
