@@ -24,9 +24,11 @@ class SkyloomError(Exception):
         self.hint = hint
         self.details = dict(details or {})
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, register: bool = True, **kwargs: Any) -> None:
+        """`register=False`: another name for a class that has this code already; `from_wire` here never makes it."""
         super().__init_subclass__(**kwargs)
-        SkyloomError._by_code[cls.code] = cls
+        if register:
+            SkyloomError._by_code[cls.code] = cls
 
     def to_wire(self) -> dict[str, Any]:
         """{"code", "message", "hint"?, "details"?}: the body of every error response and of a failed operation."""
