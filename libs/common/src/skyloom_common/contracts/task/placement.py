@@ -11,9 +11,20 @@ from skyloom_common.core.text import did_you_mean
 CLOUDS = (
     "aws", "azure", "gcp", "ibm", "lambda", "scp", "oci", "kubernetes", "runpod", "vast", "vsphere", "cudo", "fluidstack",
     "paperspace", "primeintellect", "do", "nebius", "ssh", "slurm", "hyperbolic", "seeweb", "shadeform", "yotta", "mithril",
-    "verda", "local", "sim", "fake",
+    "verda",
 )  # fmt: skip
-"""Every name a task may use; the last three are ours: this machine, the simulated world and the one for tests."""
+PRICED = (
+    "alibabacloud", "arubacloud", "atlanticcloud", "c1v", "civo", "cleura", "contabo", "crusoe", "cyso", "daytona", "euronodes",
+    "exoscale", "gcore", "gridscale", "hetzner", "hikube", "hostinger", "hyperstack", "infomaniak", "ionos", "jarvislabs",
+    "leadergpu", "leafcloud", "lium", "metalstack", "netcup", "nws", "ovhcloud", "plusserver", "rackspace-spot", "safespring",
+    "scaleup", "scaleway", "serverspace", "simplepod", "spheron", "stackit", "tencentcloud", "thalassa", "together", "upcloud",
+    "webdock",
+)  # fmt: skip
+"""Clouds of the bundled catalog beyond those: a plan may name them, so a task may too."""
+OURS = ("local", "sim", "fake")
+"""This machine, the simulated world and the one for tests."""
+PROVIDERS = "skyloom.providers"
+"""The entry point group by which a provider outside of this repository makes its name known."""
 
 ANY = "*"
 _ONE_NAME = ("kubernetes", "ssh")
@@ -80,10 +91,21 @@ def _parts(value: str) -> list[str]:
 
 def _cloud_name(field: Field, name: str, *, wildcard: bool) -> Optional[str]:
     lower = _ALIASES.get(name.lower(), name.lower())
-    if lower in CLOUDS or (wildcard and lower == ANY):
+    known = (*CLOUDS, *PRICED, *OURS)
+    if lower in known or (wildcard and lower == ANY) or lower in _installed():
         return lower
-    guess = did_you_mean(name, CLOUDS)
+    guess = did_you_mean(name, known)
     field.refuse(
-        f"{name!r} is not a known cloud{guess}", None if guess else f"one of {', '.join(CLOUDS[:-2])}"
+        f"{name!r} is not a known cloud{guess}", None if guess else f"one of {', '.join((*CLOUDS, 'local'))}"
     )
     return None
+
+
+def _installed() -> set[str]:
+    """Asked only for a name that nobody knows: it reads the metadata of everything that is installed."""
+    from importlib.metadata import entry_points
+
+    found: Any = entry_points()
+    if hasattr(found, "select"):  # Python 3.10 and later
+        return {entry.name for entry in found.select(group=PROVIDERS)}
+    return {entry.name for entry in found.get(PROVIDERS, ())}
