@@ -1,0 +1,1 @@
+"""The HTTP routes: thin; they check, write intent and answer."""

@@ -1,0 +1,1 @@
+"""Operations: durable records of what users asked for, run by sagas, followed by events."""
