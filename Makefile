@@ -6,6 +6,8 @@ unexport PYTHONDONTWRITEBYTECODE
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest -q
 UNIT := not integration and not slow and not perf
+# Two workers, a file's tests on one of them: files share servers among their tests.
+SPREAD := -n 2 --dist loadfile
 MODULES := $(wildcard libs/*/src services/*/src)
 
 .DEFAULT_GOAL := help
@@ -23,10 +25,10 @@ demo: setup ## run a real two-node training job on this machine, from launch to 
 test: test-unit test-slow ## run every test: the unit tier first, then what starts processes
 
 test-unit: setup ## run the unit tier only (a minute at most)
-	$(PYTEST) -m "$(UNIT)" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "$(UNIT)" $(ARGS)
 
 test-slow: setup ## run only the tests that start processes or take their time
-	$(PYTEST) -m "(integration or slow) and not perf" $(ARGS)
+	$(PYTEST) $(SPREAD) -m "(integration or slow) and not perf" $(ARGS)
 
 lint: setup ## ruff, mypy, the import contracts and the lock file's agreement with the members
 	.venv/bin/ruff check .
