@@ -13,11 +13,11 @@ import pytest
 from sky import exceptions
 from sky.net.follow import LogStream, Patience, operation_events
 from sky.net.http1 import Address, Connection, ConnectionLost
-from sky.net.sse import ServerEvent, SseParser
 from sky.net.transport import Transport, encode_query, quote
 from skyloom_common.contracts.jobs import JobStatus
 from skyloom_common.contracts.operations import OperationStatus
 from skyloom_common.core import errors
+from skyloom_common.core.sse import ServerEvent, SseReader
 
 
 def quiet(fake: Any) -> Transport:
@@ -211,7 +211,7 @@ def test_events_in_any_pieces() -> None:
     text = b": hi\n\nid: 1\nevent: progress\ndata: a\ndata: b\n\nretry: 5\r\nid: 2\r\ndata:c\r\n\r\ndata: unfinished\n"
     expected = [ServerEvent("1", "progress", "a\nb"), ServerEvent("2", "message", "c")]
     for size in (1, 3, 1000):
-        parser = SseParser()
+        parser = SseReader()
         pieces = [text[i : i + size] for i in range(0, len(text), size)]
         assert [event for piece in pieces for event in parser.feed(piece)] == expected
 

@@ -15,7 +15,6 @@ from skyloom_common.clients.asgi import AsgiTransport
 from skyloom_common.clients.base import ServiceClient
 from skyloom_common.clients.optimizer import OptimizerClient
 from skyloom_common.clients.provisioner import ProvisionerClient
-from skyloom_common.clients.sse import SseReader
 from skyloom_common.contracts.agent import Heartbeat
 from skyloom_common.contracts.clusters import StopRequest
 from skyloom_common.contracts.operations import OperationEvent
@@ -28,6 +27,7 @@ from skyloom_common.core.errors import (
     RemoteError,
     Unavailable,
 )
+from skyloom_common.core.sse import SseReader
 from skyloom_common.core.wire import dumps
 
 App = Callable[[Any, Any, Any], Any]

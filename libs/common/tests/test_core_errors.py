@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from skyloom_common.core import errors
 from skyloom_common.core.errors import InternalError, RemoteError, SkyloomError
 from skyloom_common.core.names import check_cluster_name
@@ -53,7 +54,8 @@ def test_bad_cluster_names_are_refused_with_the_right_form(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(-5, "0s"), (59.9, "59s"), (60, "1m"), (61, "1m 1s"), (7260, "2h 1m"), (100_000, "1d 3h")]
+    ("seconds", "text"),
+    [(-5, "0s"), (59.9, "59s"), (60, "1m"), (61, "1m 1s"), (7260, "2h 1m"), (100_000, "1d 3h")],
 )
 def test_ages(seconds: float, text: str) -> None:
     assert age(seconds) == text

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Optional, Union
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from skyloom_common.contracts.clusters import LaunchRequest, MountRef
 from skyloom_common.contracts.jobs import Job, JobStatus
 from skyloom_common.contracts.task.model import Quantity, ResourcesSpec, StorageSpec, TaskSpec
@@ -16,7 +17,7 @@ from skyloom_common.core import wire
 from skyloom_common.core.errors import InvalidRequest
 
 
-class Colour(str, enum.Enum):
+class Colour(enum.StrEnum):
     RED = "red"
     BLUE = "blue"
 
@@ -32,11 +33,13 @@ class Tree:
     name: str
     leaves: tuple[Leaf, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
-    either: Optional[Union[str, Leaf]] = None
+    either: str | Leaf | None = None
     anything: Any = None
 
 
-leaves = st.builds(Leaf, number=st.floats(allow_nan=False, allow_infinity=False), colour=st.sampled_from(Colour))
+leaves = st.builds(
+    Leaf, number=st.floats(allow_nan=False, allow_infinity=False), colour=st.sampled_from(Colour)
+)
 trees = st.builds(
     Tree,
     name=st.text(),
@@ -106,7 +109,7 @@ def test_a_job_survives_the_wire_with_gaps_in_its_exit_codes() -> None:
 @dataclass(frozen=True)
 class Priced:
     name: str
-    price: Optional[float]
+    price: float | None
 
 
 def test_none_in_a_field_without_a_default_comes_back() -> None:

@@ -15,7 +15,7 @@ import pytest
 from skyloom_common.clients.asgi import AsgiTransport
 from skyloom_common.clients.optimizer import OptimizerClient
 from skyloom_common.clients.provisioner import ProvisionerClient
-from skyloom_common.clients.sse import SseReader
+from skyloom_common.core.sse import SseReader
 from skyloom_common.contracts.clusters import Cluster, ClusterStatus
 from skyloom_common.contracts.operations import OperationStatus
 from skyloom_common.core.errors import ClusterNotUp

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sky.net.transport import Transport, new_key, quote
 
 if TYPE_CHECKING:
+    from skyloom_common.contracts.catalog import CatalogInfo, CatalogRefresh, CatalogRefreshRequest
     from skyloom_common.contracts.clusters import (
         AutostopRequest,
         Cluster,
@@ -75,6 +76,18 @@ class Gateway:
         from skyloom_common.contracts.plan import AcceleratorList
 
         return self._get(AcceleratorList, "/accelerators", query)
+
+    def catalog(self) -> CatalogInfo:
+        from skyloom_common.contracts.catalog import CatalogInfo
+
+        return self._get(CatalogInfo, "/catalog")
+
+    def refresh_catalog(self, request: CatalogRefreshRequest) -> CatalogRefresh:
+        """Starts it; `catalog().refresh` shows how it goes."""
+        from skyloom_common.contracts.catalog import CatalogRefresh
+
+        body = self.transport.call("POST", "/catalog/refresh", body=_encoded(request), key=new_key())
+        return _decoded(CatalogRefresh, json.loads(body))
 
     def cost_report(self, days: int | None = None) -> CostReport:
         from skyloom_common.contracts.clusters import CostReport

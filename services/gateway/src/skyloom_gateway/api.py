@@ -12,6 +12,12 @@ from starlette.responses import Response, StreamingResponse
 
 from skyloom_common.clients.optimizer import OptimizerClient
 from skyloom_common.clients.provisioner import ProvisionerClient
+from skyloom_common.contracts.catalog import (
+    CatalogInfo,
+    CatalogRefresh,
+    CatalogRefreshRequest,
+    PriceHistory,
+)
 from skyloom_common.contracts.clusters import (
     AutostopRequest,
     ClusterList,
@@ -45,6 +51,7 @@ def client_router(
     router = APIRouter()
     _add_server(router, settings, about)
     _add_plans(router, provisioner, optimizer)
+    _add_catalog(router, optimizer)
     _add_clusters(router, provisioner)
     _add_jobs(router, provisioner)
     _add_operations(router, provisioner)
@@ -90,6 +97,22 @@ def _add_plans(router: APIRouter, provisioner: ProvisionerClient, optimizer: Opt
     @router.get(f"{API}/cost-report", response_model=CostReport, openapi_extra=parameters("days"))
     async def cost_report(request: Request) -> Response:
         return await relay.small(provisioner, request, "/v1/cost-report")
+
+
+def _add_catalog(router: APIRouter, optimizer: OptimizerClient) -> None:
+    @router.get(f"{API}/catalog", response_model=CatalogInfo)
+    async def catalog(request: Request) -> Response:
+        return await relay.small(optimizer, request, "/v1/catalog")
+
+    @router.post(f"{API}/catalog/refresh", response_model=CatalogRefresh, status_code=202)
+    async def refresh(request: Request, body: CatalogRefreshRequest) -> Response:
+        return await relay.small(optimizer, request, "/v1/catalog/refresh")
+
+    asked = parameters("cloud", "instance_type", "region", "zone", "spot", "since")
+
+    @router.get(f"{API}/prices/history", response_model=PriceHistory, openapi_extra=asked)
+    async def prices(request: Request) -> Response:
+        return await relay.small(optimizer, request, "/v1/prices/history")
 
 
 def _add_clusters(router: APIRouter, provisioner: ProvisionerClient) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-_NUMBERS = {"count", "days", "limit", "offset", "tail", "rank", "after"}
+_NUMBERS = {"count", "days", "limit", "offset", "tail", "rank", "after", "since"}
 _FLAGS = {"all", "all_users", "refresh", "follow"}
 
 

@@ -39,6 +39,7 @@ TREE: dict[str, list[tuple[str, list[tuple[str, str, str, str]]]]] = {
             [
                 ("check", "sky.cli.infra:check", "Show which infrastructure can be used, and why not.", ""),
                 ("gpus", "", "Accelerators and their prices.", ""),
+                ("catalog", "", "The price catalog: its age, and current prices.", ""),
                 ("show-gpus", "sky.cli.infra:show_gpus", "Old name of `sky gpus list`.", "hidden"),
                 ("cost-report", "sky.cli.cost:cost_report", "Show what clusters have cost.", ""),
                 ("api", "", "The API server: start, stop, login, requests.", ""),
@@ -71,6 +72,15 @@ TREE: dict[str, list[tuple[str, list[tuple[str, str, str, str]]]]] = {
             [
                 ("list", "sky.cli.infra:gpus_list", "List accelerators, or the offers of one.", ""),
                 ("label", "", "Label Kubernetes nodes with their GPU type.", "later"),
+            ],
+        )
+    ],
+    "catalog": [
+        (
+            "Commands",
+            [
+                ("status", "sky.cli.catalog:status", "Show how old the prices of each cloud are.", ""),
+                ("refresh", "sky.cli.catalog:refresh", "Ask clouds for their current prices.", ""),
             ],
         )
     ],
@@ -165,6 +175,7 @@ TREE["volume"] = TREE["volumes"]
 ABOUT = {
     "": "Skyloom runs AI and batch work on any cloud, cluster or own machine, where it is cheapest and available.",
     "gpus": "Accelerators and their prices.",
+    "catalog": "The price catalog: what it holds, how old it is, and how to bring it up to date.",
     "api": "The API server: the local one of this machine, or a remote one.",
     "jobs": "Managed jobs: kept alive to their end, across interruptions.",
     "jobs pool": "Pools of workers for managed jobs.",

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from sky.net.sse import SseParser
 from sky.net.transport import Query, Transport
 from skyloom_common.contracts.http import LOG_OFFSET
 from skyloom_common.contracts.operations import OperationEvent
 from skyloom_common.core.errors import Unavailable
+from skyloom_common.core.sse import SseReader
 from skyloom_common.core.wire import from_wire
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def operation_events(
 
 
 def _events(response: Response) -> Iterator[OperationEvent]:
-    parser = SseParser()
+    parser = SseReader()
     while piece := response.read1():
         for event in parser.feed(piece):
             if event.event in ("progress", "message"):

@@ -9,7 +9,6 @@ from typing import Any, Optional
 from urllib.parse import quote
 
 from skyloom_common.clients.base import ServiceClient, on_behalf_of
-from skyloom_common.clients.sse import SseReader
 from skyloom_common.contracts.clusters import (
     AutostopRequest,
     Cluster,
@@ -27,6 +26,7 @@ from skyloom_common.contracts.operations import Operation, OperationEvent, Opera
 from skyloom_common.contracts.plan import Plan, PlanRequest
 from skyloom_common.core.ids import new_id
 from skyloom_common.core.names import check_cluster_name
+from skyloom_common.core.sse import SseReader
 from skyloom_common.core.wire import from_wire
 
 

@@ -58,10 +58,13 @@ class AgentConfig:
 
 @dataclass(frozen=True)
 class GpuInfo:
+    """`index`: the driver's number. `visible_as`: what CUDA_VISIBLE_DEVICES says for it; empty = its index."""
+
     index: int
     name: str
     memory_gib: float
     uuid: str = ""
+    visible_as: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ Gateway, for clients, prefix /api/v1, bearer token of a user:
   GET  /info                                   ServerInfo
   POST /plans                                  PlanRequest -> Plan            (gateway -> provisioner -> optimizer)
   GET  /accelerators                           ?name &count &cloud &region &all -> AcceleratorList
+  GET  /catalog                                CatalogInfo: ages, sources, the last refresh
+  POST /catalog/refresh                        CatalogRefreshRequest -> CatalogRefresh (202; GET /catalog shows how it goes)
+  GET  /prices/history                         ?cloud &instance_type &region &zone &spot &since -> PriceHistory
   GET  /infra                                  ?name (repeatable) -> InfraList
   GET  /clusters                               ?name=GLOB (repeatable) &all_users=0|1 &refresh=0|1 -> ClusterList
   POST /clusters/{name}/launch|exec|start|stop|down|autostop     *Request -> Operation (202; header Idempotency-Key)
@@ -21,7 +24,8 @@ Gateway, for clients, prefix /api/v1, bearer token of a user:
   POST /files/manifests, PUT /files/chunks     see contracts/files.py
   GET  /server-logs                            ?follow &tail -> text (standalone's own log)
 Provisioner: the same paths under /v1 (service token, header X-Skyloom-User = who asks), plus POST /v1/plans.
-Optimizer: POST /v1/plans, GET /v1/accelerators, GET /v1/catalog, POST /v1/outcomes (service token).
+Optimizer: POST /v1/plans, GET /v1/accelerators, GET /v1/catalog, POST /v1/catalog/refresh, GET /v1/prices/history,
+POST /v1/outcomes (service token).
 Every service: GET /healthz, GET /readyz (open, no detail), GET /metrics (token).
 Errors: status = SkyloomError.http_status, body = SkyloomError.to_wire().
 """

@@ -18,7 +18,9 @@ class SkyloomError(Exception):
     http_status: ClassVar[int] = 500
     _by_code: ClassVar[dict[str, type[SkyloomError]]] = {}
 
-    def __init__(self, message: str, *, hint: Optional[str] = None, details: Optional[dict[str, Any]] = None) -> None:
+    def __init__(
+        self, message: str, *, hint: Optional[str] = None, details: Optional[dict[str, Any]] = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
@@ -45,7 +47,10 @@ class SkyloomError(Exception):
         cls = SkyloomError._by_code.get(str(body.get("code")), RemoteError)
         error = cls.__new__(cls)
         SkyloomError.__init__(
-            error, str(body.get("message", "unknown error")), hint=body.get("hint"), details=body.get("details")
+            error,
+            str(body.get("message", "unknown error")),
+            hint=body.get("hint"),
+            details=body.get("details"),
         )
         if cls is RemoteError:
             error.details.setdefault("code", body.get("code"))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import types
 import typing
 from functools import cache
 from typing import Any, TypeVar, Union
@@ -19,6 +20,7 @@ from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.text import did_you_mean
 
 T = TypeVar("T")
+_UNIONS = (Union, getattr(types, "UnionType", Union))
 
 
 def to_wire(value: Any) -> Any:
@@ -36,6 +38,18 @@ def to_wire(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [to_wire(item) for item in value]
     raise TypeError(f"{type(value).__name__} has no wire form")
+
+
+def to_full_wire(value: Any) -> Any:
+    """The same with every field of every contract, also those that are None or equal to their default: for programs that
+    read what a command prints, which want the same keys in every row."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {item.name: to_full_wire(getattr(value, item.name)) for item in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): to_full_wire(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [to_full_wire(item) for item in value]
+    return to_wire(value)
 
 
 def from_wire(cls: type[T], data: Any, *, strict: bool = False, path: str = "") -> T:
@@ -89,7 +103,7 @@ def _decode(kind: Any, data: Any, strict: bool, path: str) -> Any:
     if kind is Any:
         return data
     origin = typing.get_origin(kind)
-    if origin is Union:
+    if origin in _UNIONS:
         return _decode_union(kind, data, strict, path)
     if origin in (tuple, list):
         return _decode_sequence(kind, origin, data, strict, path)
@@ -135,7 +149,9 @@ def _decode_dataclass(kind: Any, data: Any, strict: bool, path: str) -> Any:
             values[key] = _decode(hints[key], item, strict, f"{path}.{key}" if path else key)
         elif strict:
             where = f"{path}.{key}" if path else key
-            raise InvalidRequest(f"{where}: unknown field{did_you_mean(key, hints)}", details={"field": where})
+            raise InvalidRequest(
+                f"{where}: unknown field{did_you_mean(key, hints)}", details={"field": where}
+            )
     for key in _nullable(kind):
         values.setdefault(key, None)
     try:
@@ -143,7 +159,9 @@ def _decode_dataclass(kind: Any, data: Any, strict: bool, path: str) -> Any:
     except TypeError as error:
         missing = [f.name for f in dataclasses.fields(kind) if _required(f) and f.name not in values]
         where = f"{path}.{missing[0]}" if path and missing else (missing[0] if missing else path)
-        raise InvalidRequest(f"{where}: missing" if missing else f"{path}: {error}", details={"field": where}) from error
+        raise InvalidRequest(
+            f"{where}: missing" if missing else f"{path}: {error}", details={"field": where}
+        ) from error
 
 
 @cache

@@ -45,6 +45,21 @@ def unsupported_at_launch(task: TaskSpec, *, features: Collection[str]) -> tuple
     return tuple(dict.fromkeys(f"not supported yet: {message}" for message in found))
 
 
+def unsupported_at_exec(task: TaskSpec, *, features: Collection[str]) -> tuple[str, ...]:
+    """The same for a task on a cluster that is there: mounts and most of the hardware are not asked for again."""
+    every = task.resources
+    kept = replace(every, any_of=tuple(map(_runtime_of, every.any_of)), ordered=tuple(map(_runtime_of, every.ordered)))
+    bare = replace(task, resources=_runtime_of(kept), file_mounts={}, volumes={}, inputs={}, outputs={}, networking=None)
+    return unsupported_at_launch(bare, features=features)
+
+
+def _runtime_of(resources: ResourcesSpec) -> ResourcesSpec:
+    """Without what only the making of machines heeds."""
+    return replace(
+        resources, disk_tier=None, local_disk=None, network_tier=None, accelerator_args=None, volumes=(), autostop=None, ports=()
+    )
+
+
 def ignored_at_launch(task: TaskSpec) -> tuple[str, ...]:
     """What a launch on a cluster leaves aside by its nature, as notices for people."""
     notices = []

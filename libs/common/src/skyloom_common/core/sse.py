@@ -1,4 +1,4 @@
-"""Server-sent events from bytes. Pure; comments are dropped, an unfinished event waits for its blank line."""
+"""Server-sent events: bytes in, events out. Pure: it opens no connection, so the CLI and the services share it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ class ServerEvent:
 
 
 class SseReader:
+    """Feed it what arrives, in any pieces. Comments are dropped; an unfinished event waits for its blank line."""
+
     def __init__(self) -> None:
         self._rest = b""
         self._id = ""
