@@ -20,7 +20,8 @@ from hypothesis import settings
 # Whoever wants the suite on a real server says so by SKYLOOM_TEST_*; a DATABASE_URL may be a production one.
 SETTINGS = ("SKYLOOM_", "SKYPILOT_", "SKY_")
 SERVERS = ("DATABASE_URL", "REDIS_URL")
-REAL_HOME = Path.home()
+# A worker of a spread run is started by a process whose HOME is the test home already.
+REAL_HOME = Path(os.environ.setdefault("SKYLOOM_TEST_REAL_HOME", str(Path.home())))
 
 settings.register_profile("skyloom", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("skyloom")
