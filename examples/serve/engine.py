@@ -36,6 +36,10 @@ FAULTS = {
     "half_chunk": "streams N tokens, then half a chunk, then closes",
     "hang_mid": "streams N tokens, then nothing more",
     "exit": "streams N tokens, then the whole process ends",
+    "half_utf8": "streams N tokens, then half a character of an event, then resets the connection",
+    "end_early": "streams N tokens, then ends the answer as if it were complete",
+    "error_event": "streams N tokens, then an error event and [DONE], as an engine whose worker died",
+    "die_at_end": "streams every token and the finish, then resets the connection before usage and [DONE]",
 }
 _WORDS = [
     *("sky", "loom", "cloud", "thread", "weave", "node", "rank", "spot", "zone", "price", "plan", "offer"),
@@ -53,10 +57,12 @@ _WORDS = [
         "loss",
         "tensor",
     ),
-    *("shard", "ring", "mesh", "queue", "event", "ledger", "quota", "saga", "clock", "wake"),
+    *("shard", "ring", "mesh", "queue", "event", "ledger", "quota", "saga", "naïve", "云"),
 ]
 _MASK = (1 << 61) - 1
 _BASE = 1_000_003
+_FIRST_BYTE = 1000
+_LONGEST = 1024
 
 
 def advance(state: int, text: str) -> int:
@@ -68,13 +74,47 @@ def advance(state: int, text: str) -> int:
 
 def token_of(state: int) -> tuple[int, str]:
     """(id, text) of the token that follows a text whose state is `state`."""
-    mixed = (state ^ (state >> 29)) * 0xBF58476D1CE4E5B9 & _MASK
-    number = (mixed >> 17) % (len(_WORDS) * 10)
+    number = (_mixed(state) >> 17) % (len(_WORDS) * 10)
     return number, word_of(number)
+
+
+def _mixed(state: int) -> int:
+    return (state ^ (state >> 29)) * 0xBF58476D1CE4E5B9 & _MASK
+
+
+def stops(state: int) -> bool:
+    """Whether a text of this state is at its end: about one token in 48 is the last one."""
+    return (_mixed(state) >> 40) % 48 == 0
 
 
 def word_of(number: int) -> str:
     return f" {_WORDS[number // 10]}{number % 10}"
+
+
+def ids_of(prompt: str) -> list[int]:
+    """The prompt as token ids: one a byte, above those of the words."""
+    return [_FIRST_BYTE + byte for byte in prompt.encode()]
+
+
+def text_of(ids: list[int]) -> str:
+    """What token ids stand for, those of a prompt and those of an answer."""
+    parts = [bytes([one - _FIRST_BYTE]) if one >= _FIRST_BYTE else word_of(one).encode() for one in ids]
+    return b"".join(parts).decode("utf-8", "replace")
+
+
+def prompt_tokens(prompt: str) -> int:
+    """Every token of an answer begins with a blank, so that counts add up when an answer becomes a prompt."""
+    return 1 + prompt.count(" ")
+
+
+def until_stop(prompt: str, most: int = 1024) -> list[tuple[int, str]]:
+    """The tokens of a chat answer whose length nobody limited."""
+    state, tokens = advance(0, prompt), []
+    while len(tokens) < most and not (tokens and stops(state)):
+        token = token_of(state)
+        tokens.append(token)
+        state = advance(state, token[1])
+    return tokens
 
 
 def generate(prompt: str, count: int) -> list[tuple[int, str]]:
@@ -104,6 +144,12 @@ def _content(message: dict[str, Any]) -> str:
         else f"[{part.get('type')}:{json.dumps(part, sort_keys=True)}]"
         for part in content
     )
+
+
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
 
 
 @dataclass
@@ -254,6 +300,8 @@ class Engine:
             )
         elif request.method == "POST" and request.path in ("/v1/chat/completions", "/v1/completions"):
             await self._complete(request, writer, fault)
+        elif route == ("POST", "/v1/responses"):
+            await self._respond(request, writer, fault)
         elif route == ("POST", "/v1/embeddings"):
             await _answer(writer, 200, self._embed(request.json()))
         elif request.path.startswith("/echo"):
@@ -295,23 +343,28 @@ class Engine:
             await _answer(writer, 400, _error(f"bad request: {error}", "invalid_request_error"))
             return
         job.cached_tokens = self._seen.get(job.prompt[:512], 0)
-        self._seen[job.prompt[:512]] = len(job.prompt) // 5
-        if job.tool is not None:
-            await _answer(writer, 200, job.whole([], finish="tool_calls"))
-        elif job.stream:
+        self._seen[job.prompt[:512]] = prompt_tokens(job.prompt)
+        if job.stream:
             await self._stream(job, writer, fault)
-        else:
-            tokens = [token async for token in self._tokens(job)]
-            await _answer(
-                writer, 200, job.whole(tokens), short=fault is not None and fault.mode == "wrong_length"
-            )
+            return
+        answers = (
+            [] if job.tool is not None else [await self._all(job, index) for index in range(job.choices)]
+        )
+        await _answer(
+            writer, 200, job.whole(answers), short=fault is not None and fault.mode == "wrong_length"
+        )
 
-    async def _tokens(self, job: _Job) -> AsyncIterator[tuple[int, str]]:
+    async def _all(self, job: _Job, index: int) -> list[tuple[int, str]]:
+        return [token async for token in self._tokens(job, index)]
+
+    async def _tokens(self, job: _Job, index: int = 0) -> AsyncIterator[tuple[int, str]]:
         if self.settings.first_token_seconds:
             await asyncio.sleep(self.settings.first_token_seconds)
         pause = 1 / self.settings.tokens_per_second if self.settings.tokens_per_second else 0.0
-        state = advance(0, job.prompt)
-        for _ in range(job.max_tokens):
+        state = advance(0, job.prompt + "\0" * index)
+        for number in range(job.max_tokens or _LONGEST):
+            if number + job.continued and not job.max_tokens and stops(state):
+                return
             token = token_of(state)
             state = advance(state, token[1])
             self.stats.tokens += 1
@@ -319,23 +372,74 @@ class Engine:
             await asyncio.sleep(pause)
 
     async def _stream(self, job: _Job, writer: asyncio.StreamWriter, fault: Fault | None) -> None:
-        writer.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\nCache-Control: no-cache\r\n"
-            b"Transfer-Encoding: chunked\r\n\r\n"
-        )
+        writer.write(_STREAM_HEAD)
         sent = 0
-        if job.chat:
-            _chunk(writer, job.piece({"role": "assistant", "content": ""}))
-        async for number, text in self._tokens(job):
-            if fault is not None and sent >= fault.after_tokens:
-                await _break_off(fault.mode, writer)
-            _chunk(writer, job.piece({"content": text}, ids=[number]))
+        for index in range(job.choices) if job.chat else ():
+            role = job.piece({"role": "assistant", "content": ""}, index=index)
+            _chunk(writer, {**role, "prompt_token_ids": ids_of(job.prompt)} if job.with_ids else role)
+        if job.tool is not None:
+            sent = await self._stream_tool(job, writer, fault)
+        for index in range(job.choices) if job.tool is None else ():
+            async for number, text in self._tokens(job, index):
+                if fault is not None and sent >= fault.after_tokens and await _break_off(fault.mode, writer):
+                    return
+                _chunk(writer, job.token_piece(number, text, index, first=sent == 0))
+                await writer.drain()
+                sent += 1
+            _chunk(writer, job.piece({}, finish=job.finish, index=index))
+        if fault is not None and fault.mode == "die_at_end":
             await writer.drain()
-            sent += 1
-        _chunk(writer, job.piece({}, finish="length"))
+            raise Hangup(reset=True)
         if job.include_usage:
             _chunk(writer, {**job.base(stream=True), "choices": [], "usage": job.usage(sent)})
         _chunk(writer, None)
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+
+    async def _stream_tool(self, job: _Job, writer: asyncio.StreamWriter, fault: Fault | None) -> int:
+        call = job.tool_call()
+        arguments = call["function"]["arguments"]
+        _chunk(
+            writer,
+            job.piece(
+                {"tool_calls": [{"index": 0, **call, "function": {**call["function"], "arguments": ""}}]}
+            ),
+        )
+        for at in range(0, len(arguments), 4):
+            if fault is not None and at // 4 >= fault.after_tokens and await _break_off(fault.mode, writer):
+                return 0
+            piece = {"index": 0, "function": {"arguments": arguments[at : at + 4]}}
+            _chunk(writer, job.piece({"tool_calls": [piece]}))
+            await writer.drain()
+        _chunk(writer, job.piece({}, finish="tool_calls"))
+        return -(-len(arguments) // 4)
+
+    async def _respond(self, request: Request, writer: asyncio.StreamWriter, fault: Fault | None) -> None:
+        """/v1/responses, as much of it as a balancer could notice."""
+        data = request.json()
+        given = data.get("input") or ""
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        limit = int(data.get("max_output_tokens") or 16)
+        job = _Job.of(
+            {"messages": messages, "max_tokens": limit, "model": data.get("model")}, True, self.settings.model
+        )
+        tokens = await self._all(job, 0)
+        whole = job.response(tokens)
+        if not data.get("stream"):
+            await _answer(writer, 200, whole)
+            return
+        writer.write(_STREAM_HEAD)
+        _event(
+            writer,
+            {"type": "response.created", "response": {**whole, "status": "in_progress", "usage": None}},
+        )
+        for sent, (_, text) in enumerate(tokens):
+            if fault is not None and sent >= fault.after_tokens and await _break_off(fault.mode, writer):
+                return
+            _event(writer, {"type": "response.output_text.delta", "item_id": "msg_0", "output_index": 0,
+                            "content_index": 0, "delta": text, "logprobs": [], "sequence_number": sent + 1})  # fmt: skip
+            await writer.drain()
+        _event(writer, {"type": "response.completed", "response": whole, "sequence_number": len(tokens) + 1})
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
@@ -352,6 +456,9 @@ class _Job:
     include_usage: bool
     with_ids: bool
     tool: str | None
+    choices: int = 1
+    logprobs: bool = False
+    continued: bool = False
     cached_tokens: int = 0
 
     @classmethod
@@ -360,7 +467,9 @@ class _Job:
             prompt = render(data["messages"], continue_final=bool(data.get("continue_final_message")))
         else:
             given = data["prompt"]
-            prompt = given if isinstance(given, str) else "".join(word_of(int(number)) for number in given)
+            if isinstance(given, list) and given and isinstance(given[0], str):
+                given = given[0]
+            prompt = given if isinstance(given, str) else text_of([int(number) for number in given])
         tools = data.get("tools") or []
         wants_tool = (
             bool(tools)
@@ -371,12 +480,21 @@ class _Job:
             prompt=prompt,
             chat=chat,
             model=str(data.get("model") or model),
-            max_tokens=int(data.get("max_completion_tokens") or data.get("max_tokens") or 16),
+            max_tokens=int(
+                data.get("max_completion_tokens") or data.get("max_tokens") or (0 if chat else 16)
+            ),
             stream=bool(data.get("stream")),
             include_usage=bool((data.get("stream_options") or {}).get("include_usage")),
             with_ids=bool(data.get("return_token_ids")),
             tool=tools[0]["function"]["name"] if wants_tool else None,
+            choices=int(data.get("n") or 1),
+            logprobs=bool(data.get("logprobs")),
+            continued=bool(data.get("continue_final_message")),
         )
+
+    @property
+    def finish(self) -> str:
+        return "length" if self.max_tokens else "stop"
 
     def base(self, *, stream: bool) -> dict[str, Any]:
         kind = "chat.completion" if self.chat else "text_completion"
@@ -388,7 +506,7 @@ class _Job:
         }
 
     def usage(self, completion: int) -> dict[str, Any]:
-        prompt = max(1, len(self.prompt) // 5)
+        prompt = prompt_tokens(self.prompt)
         return {
             "prompt_tokens": prompt,
             "completion_tokens": completion,
@@ -396,30 +514,98 @@ class _Job:
             "prompt_tokens_details": {"cached_tokens": min(prompt, self.cached_tokens)},
         }
 
+    def token_piece(self, number: int, text: str, index: int, *, first: bool) -> dict[str, Any]:
+        made = self.piece({"content": text}, ids=[number], index=index)
+        if self.logprobs:
+            made["choices"][0]["logprobs"] = _logprobs([(number, text)], self.chat)
+        if first and self.with_ids and not self.chat:
+            made["choices"][0]["prompt_token_ids"] = ids_of(self.prompt)
+        return made
+
     def piece(
-        self, delta: dict[str, Any], *, ids: list[int] | None = None, finish: str | None = None
+        self,
+        delta: dict[str, Any],
+        *,
+        ids: list[int] | None = None,
+        finish: str | None = None,
+        index: int = 0,
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish}
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish}
         choice |= {"delta": delta} if self.chat else {"text": delta.get("content", "")}
         if self.with_ids and ids is not None:
             choice["token_ids"] = ids
         return {**self.base(stream=True), "choices": [choice]}
 
-    def whole(self, tokens: list[tuple[int, str]], finish: str = "length") -> dict[str, Any]:
+    def tool_call(self) -> dict[str, Any]:
+        arguments = json.dumps({"seed": advance(0, self.prompt) % 1000, "unit": "tokens"})
+        return {"id": "call_0", "type": "function", "function": {"name": self.tool, "arguments": arguments}}
+
+    def whole(self, answers: list[list[tuple[int, str]]]) -> dict[str, Any]:
+        choices = [self._choice(index, tokens) for index, tokens in enumerate(answers or [[]])]
+        used = self.usage(sum(map(len, answers)))
+        return {**self.base(stream=False), "choices": choices, "usage": used}
+
+    def _choice(self, index: int, tokens: list[tuple[int, str]]) -> dict[str, Any]:
         text = "".join(word for _, word in tokens)
         message: dict[str, Any] = {"role": "assistant", "content": text}
+        finish = self.finish
         if self.tool is not None:
-            call = {"name": self.tool, "arguments": json.dumps({"seed": advance(0, self.prompt) % 1000})}
-            message = {
-                "role": "assistant",
-                "content": None,
-                "tool_calls": [{"id": "call_0", "type": "function", "function": call}],
-            }
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+            message, finish = (
+                {"role": "assistant", "content": None, "tool_calls": [self.tool_call()]},
+                "tool_calls",
+            )
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": None}
         choice |= {"message": message} if self.chat else {"text": text}
+        if self.logprobs:
+            choice["logprobs"] = _logprobs(tokens, self.chat)
         if self.with_ids:
             choice["token_ids"] = [number for number, _ in tokens]
-        return {**self.base(stream=False), "choices": [choice], "usage": self.usage(len(tokens))}
+        return choice
+
+    def response(self, tokens: list[tuple[int, str]]) -> dict[str, Any]:
+        text = {"type": "output_text", "text": "".join(word for _, word in tokens), "annotations": []}
+        used = self.usage(len(tokens))
+        return {
+            "id": f"resp_{advance(0, self.prompt):x}",
+            "object": "response",
+            "created_at": 0,
+            "status": "completed",
+            "model": self.model,
+            "output": [
+                {
+                    "type": "message",
+                    "id": "msg_0",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [text],
+                }
+            ],
+            "parallel_tool_calls": False,
+            "tool_choice": "auto",
+            "tools": [],
+            "usage": {
+                "input_tokens": used["prompt_tokens"],
+                "input_tokens_details": used["prompt_tokens_details"],
+                "output_tokens": used["completion_tokens"],
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": used["total_tokens"],
+            },
+        }
+
+
+def _logprobs(tokens: list[tuple[int, str]], chat: bool) -> dict[str, Any]:
+    """Made up, but from the token alone."""
+    if not chat:
+        return {
+            "tokens": [text for _, text in tokens],
+            "token_logprobs": [-number / 100 for number, _ in tokens],
+        }
+    return {
+        "content": [
+            {"token": text, "logprob": -number / 100, "bytes": list(text.encode()), "top_logprobs": []}
+            for number, text in tokens
+        ]
+    }
 
 
 async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
@@ -435,12 +621,20 @@ async def _body(reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
 
 
 def _chunk(writer: asyncio.StreamWriter, data: dict[str, Any] | None) -> None:
-    text = (
-        b"data: "
-        + (b"[DONE]" if data is None else json.dumps(data, separators=(",", ":")).encode())
-        + b"\n\n"
-    )
+    text = b"[DONE]" if data is None else _json(data)
+    _write_chunk(writer, b"data: " + text + b"\n\n")
+
+
+def _event(writer: asyncio.StreamWriter, data: dict[str, Any]) -> None:
+    _write_chunk(writer, b"event: " + data["type"].encode() + b"\ndata: " + _json(data) + b"\n\n")
+
+
+def _write_chunk(writer: asyncio.StreamWriter, text: bytes) -> None:
     writer.write(b"%x\r\n%b\r\n" % (len(text), text))
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _error(message: str, code: str) -> dict[str, Any]:
@@ -498,19 +692,28 @@ async def _misbehave(fault: Fault, writer: asyncio.StreamWriter) -> None:
         raise Hangup
 
 
-async def _break_off(mode: str, writer: asyncio.StreamWriter) -> None:
-    """Faults in the middle of a stream. Returns when the mode is none of them."""
+async def _break_off(mode: str, writer: asyncio.StreamWriter) -> bool:
+    """Faults in the middle of a stream. True: the answer is over; False: the mode is none of them."""
     await writer.drain()
     if mode == "die":
         raise Hangup(reset=True)
-    if mode == "half_chunk":
-        writer.write(b'40\r\ndata: {"id": "half')
+    if mode in ("half_chunk", "half_utf8"):
+        half = b'data: {"id": "half' if mode == "half_chunk" else '{"text": "云'.encode()[:-1]
+        writer.write(b"40\r\n" + half)
         await writer.drain()
-        raise Hangup
+        raise Hangup(reset=mode == "half_utf8")
     if mode == "hang_mid":
         await asyncio.sleep(3600)
     if mode == "exit":
         os._exit(1)
+    if mode == "error_event":
+        _chunk(writer, {"error": {"message": "the worker died", "type": "InternalServerError", "code": 500}})
+        _chunk(writer, None)
+    if mode in ("error_event", "end_early"):
+        writer.write(b"0\r\n\r\n")
+        await writer.drain()
+        return True
+    return False
 
 
 async def _main(arguments: argparse.Namespace) -> None:

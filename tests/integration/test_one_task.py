@@ -93,7 +93,8 @@ def test_autodown_takes_an_idle_cluster_away(stack: Stack) -> None:
     wait_until(lambda: stack.cluster("brief") is None, seconds=60, what="the idle cluster is gone")
     assert stack.node_dirs() == []
     assert any(
-        row["name"] == "brief" and row["status"] == "TERMINATED" for row in stack.json("cost-report", "-a")["rows"]
+        row["name"] == "brief" and row["status"] == "TERMINATED"
+        for row in stack.json("cost-report", "-a")["rows"]
     )
 
 
@@ -220,3 +221,18 @@ def test_logs_come_down_as_files(stack: Stack, tmp_path: Path) -> None:
     [run_log] = (stack.work / "sky_logs").rglob("run.log")
     assert "from 1" in run_log.read_text()
     assert len(list(run_log.parent.joinpath("tasks").glob("*.log"))) >= 2
+
+
+def test_why_tells_the_causes(stack: Stack) -> None:
+    task = stack.work / "t.yaml"
+    task.write_text("resources: {cpus: 1+}\nrun: echo on my last legs; exit 3\n")
+    assert "1. local local" in stack.sky("why", str(task))
+    assert "p4d.24xlarge" in stack.sky("why", str(task), "--gpus", "A100:8", "--infra", "aws")
+    stack.sky("launch", "-y", "-c", "y", str(task), code=100)
+    told = stack.sky("why", "y", "1")
+    assert "exit code 3" in told
+    assert "on my last legs" in told
+    assert "Cluster 'y' is UP" in stack.sky("why", "y")
+    assert stack.json("why", "y", "1")["job"]["failure"]["exit_code"] == 3
+    stack.sky("why", "nowhere", code=1)
+    assert "nowhere" in stack.last_error

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
+from skyloom_common.contracts.catalog import CatalogInfo, CatalogRefresh, CatalogRefreshRequest
 from skyloom_common.contracts.clusters import (
     AutostopRequest,
     Cluster,
@@ -93,6 +94,9 @@ class FakeGateway:
         InfraStatus("aws", False, reason="no credentials were found", hint="aws configure"),
     )
     plan: Plan = field(default_factory=Plan)
+    catalog: list[CatalogInfo] = field(default_factory=lambda: [CatalogInfo("v1", 0, 0, 0)])
+    """Answered one after the other; the last one stays."""
+    refresh_asked: list[CatalogRefreshRequest] = field(default_factory=list)
     job_status: JobStatus = JobStatus.SUCCEEDED
     job_output: bytes = b"hello\n"
     fail_kind: dict[str, errors.SkyloomError] = field(default_factory=dict)
@@ -255,10 +259,14 @@ class Handler(BaseHTTPRequestHandler):
             "cost-report": lambda: CostReport(
                 (CostRow("dev", time.time() - 3600, 3600, 1, "1x(A100:1)", "TERMINATED", 2.5, 2.5),), 2.5, 30
             ),
+            "catalog": lambda: gateway.catalog.pop(0) if len(gateway.catalog) > 1 else gateway.catalog[0],
             "operations": lambda: OperationList(tuple(reversed(list(gateway.operations.values())))),
         }
         if len(parts) == 1 and parts[0] in simple:
             self._json(simple[parts[0]]())
+        elif parts == ["catalog", "refresh"]:
+            gateway.refresh_asked.append(from_wire(CatalogRefreshRequest, call.json(), strict=True))
+            self._json(CatalogRefresh("r1", "running", time.time()), 202)
         elif parts[0] == "operations":
             self._operation(call, parts)
         elif parts[0] == "clusters" and len(parts) == 3 and parts[2] in REQUESTS:
@@ -328,6 +336,8 @@ class Handler(BaseHTTPRequestHandler):
             cut = self.gateway.cut_events_after
             limits = [sum(map(len, pieces[: cut.pop(0) + 1])) + 5] if cut else []
             self._stream(pieces, limits, "text/event-stream")
+        elif parts[2:] == ["cancel"] and operation.status.is_final:
+            self._json(operation)
         elif parts[2:] == ["cancel"]:
             operation = replace(operation, status=OperationStatus.CANCELLED, cancel_requested=True)
             self.gateway.operations[operation.id] = operation

@@ -43,6 +43,7 @@ Clusters:
 Infrastructure:
   check        Show which infrastructure can be used, and why not.
   gpus         Accelerators and their prices.
+  catalog      The price catalog: its age, and current prices.
   cost-report  Show what clusters have cost.
   api          The API server: start, stop, login, requests.
 
@@ -64,7 +65,7 @@ def test_the_help_is_the_same_by_both_ways(sky: Sky) -> None:
     assert tree.quick_answer(["--help"]) == ROOT_HELP.rstrip("\n")
     assert sky("--help").out == ROOT_HELP
     assert sky().out == ROOT_HELP
-    for group in ("api", "gpus", "jobs", "jobs pool"):
+    for group in ("api", "catalog", "gpus", "jobs", "jobs pool"):
         assert sky(*group.split(), "-h").out.rstrip() == tree.quick_answer([*group.split(), "--help"])
 
 

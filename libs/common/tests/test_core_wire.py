@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
@@ -116,3 +116,17 @@ def test_none_in_a_field_without_a_default_comes_back() -> None:
     assert wire.loads(Priced, wire.dumps(Priced("a", None)), strict=True) == Priced("a", None)
     with pytest.raises(InvalidRequest, match="name: missing"):
         wire.loads(Priced, b"{}")
+
+
+def test_the_full_form_has_every_field_of_every_contract_in_it() -> None:
+    request = LaunchRequest(
+        task=TaskSpec(resources=ResourcesSpec(cpus=Quantity(4))), mounts=(MountRef("~/a", "m"),)
+    )
+    full = wire.to_full_wire({"all": [request]})["all"][0]
+    assert set(full) == {item.name for item in fields(LaunchRequest)}
+    assert full["autostop"] is None and full["fast"] is False
+    assert full["mounts"] == [
+        {"destination": "~/a", "manifest_id": "m", "kind": "file_mount", "is_file": False}
+    ]
+    assert full["task"]["resources"]["cpus"] == {"value": 4, "at_least": False, "per_cpu": False}
+    assert wire.from_wire(LaunchRequest, full, strict=True) == request

@@ -181,6 +181,40 @@ async def test_an_unreachable_database_is_unavailable(tmp_path: Path, database_u
     await _driver_threads_ended()
 
 
+@pytest.mark.parametrize("how", ["garbage", "half", "pages"])
+async def test_a_damaged_file_is_named(tmp_path: Path, schema: Schema, how: str) -> None:
+    path = tmp_path / "things.db"
+    database = Database(f"sqlite:///{path}")
+    await ensure_schema(database, schema)
+    async with database.write() as connection:
+        for number in range(400):
+            await connection.execute(insert(things).values(id=str(number), version=1, extra="x" * 90))
+    await database.close()
+    good = path.read_bytes()
+    damaged = {
+        "garbage": b"garbage " * 1000,
+        "half": good[: len(good) // 2],
+        "pages": good[:4096] + b"\7" * (len(good) - 4096),
+    }
+    path.write_bytes(damaged[how])
+    database = Database(f"sqlite:///{path}")
+    with pytest.raises(StoreUnavailable, match=r"things\.db is damaged: ") as caught:
+        async with database.read() as connection:
+            (await connection.execute(select(things))).all()
+    assert "Put back a copy" in (caught.value.hint or "")
+    await database.close()
+
+
+async def test_a_database_that_cannot_be_written_is_named(tmp_path: Path, schema: Schema) -> None:
+    database = Database(f"sqlite:///{tmp_path}/things.db")
+    await ensure_schema(database, schema)
+    with pytest.raises(StoreUnavailable, match=r"things\.db cannot be used: attempt to write a readonly"):
+        async with database.write() as connection:
+            await connection.execute(text("PRAGMA query_only=ON"))
+            await connection.execute(insert(things).values(id="1", version=1))
+    await database.close()
+
+
 async def _driver_threads_ended() -> None:
     """aiosqlite does not wait for the thread of a connect that failed; its last word must not meet a closed loop."""
     async with asyncio.timeout(10):

@@ -8,7 +8,12 @@ import pytest
 
 from skyloom_common.contracts.task.model import TaskSpec
 from skyloom_common.contracts.task.parse import parse_task_file
-from skyloom_common.contracts.task.support import FEATURES, ignored_at_launch, unsupported_at_launch
+from skyloom_common.contracts.task.support import (
+    FEATURES,
+    ignored_at_launch,
+    unsupported_at_exec,
+    unsupported_at_launch,
+)
 from skyloom_common.contracts.task.validate import local_path, validate_task, validate_task_file
 from skyloom_common.core.errors import InvalidTask
 
@@ -213,3 +218,24 @@ def test_what_launch_leaves_aside_is_said_too() -> None:
     )
     assert ignored_at_launch(TaskSpec()) == ()
     assert unsupported_at_launch(own, features=()) == ()
+
+
+def test_exec_names_what_a_job_would_miss_and_leaves_machines_alone() -> None:
+    own = task(
+        "resources: {image_id: 'docker:x', disk_tier: high, ordered: [{infra: aws, local_disk: nvme}]}\n"
+        "workdir: {url: 'https://example.com/x'}\nconfig: {docker: {run_options: [a]}}\n"
+        "file_mounts: {/a: s3://b}\nvolumes: {/v: vol}\ninputs: {'s3://b': 1}"
+    )
+    assert [problem.split()[3] for problem in unsupported_at_exec(own, features=())] == [
+        "workdir.url",
+        "config.docker.run_options",
+        "resources.image_id",
+    ]
+
+
+def test_a_registry_login_without_an_image_is_said_to_be_ignored() -> None:
+    login = "envs: {SKYPILOT_DOCKER_USERNAME: a, SKYPILOT_DOCKER_PASSWORD: b, SKYPILOT_DOCKER_SERVER: c}"
+    assert ignored_at_launch(task(login)) == (
+        "SKYPILOT_DOCKER_USERNAME is ignored: no container image is asked for",
+    )
+    assert ignored_at_launch(task(f"{login}\nresources: {{image_id: 'docker:x'}}")) == ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
 
@@ -56,3 +57,18 @@ def test_every_python_runs_it(nodes, developer_home: Path, version, monkeypatch)
     assert list(runtime[0].glob("skyloom_agent/__pycache__/runner*.pyc")), (
         "the runner starts from compiled files"
     )
+
+
+@pytest.mark.integration
+def test_old_unpacked_agents_do_not_pile_up(nodes):
+    """Every new version unpacks itself: the one that runs and the one before it stay."""
+    node = nodes.make()
+    runtime = node.home / ".sky" / "runtime"
+    for age in range(4):
+        old = runtime / f"old{age}" / "skyloom_agent"
+        old.mkdir(parents=True)
+        (old / "runner.py").touch()
+        os.utime(old.parent, (1e9 - age, 1e9 - age))
+    node.start()
+    [ours] = [path for path in runtime.iterdir() if (path / "complete").exists()]
+    assert sorted(path.name for path in runtime.iterdir()) == sorted([ours.name, "old0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 
 import pytest
@@ -270,3 +271,23 @@ def test_a_request_without_the_token_is_refused_and_health_is_open(nodes, refuse
                 node.request("GET", path, token=token)
             assert error.value.status == 401 and error.value.body["code"] == "unauthenticated"
     assert node.request("GET", "/healthz", token="") == {"ok": True}
+
+
+@pytest.mark.slow
+def test_a_long_queue_does_not_slow_down_a_submit(nodes):
+    """Each job behind one that waits costs the same, however many there are."""
+    (node,) = nodes.cluster(1)
+    node.wait(node.submit("sleep 1000", demand={"cpus": 8}), "RUNNING")
+    seconds = []
+    for _ in range(1500):
+        began = time.perf_counter()
+        last = node.submit("true", demand={"cpus": 1})
+        seconds.append(time.perf_counter() - began)
+    assert statistics.median(seconds[-100:]) < 3 * statistics.median(seconds[:100])
+    assert "turn" in node.job(last)["reason"]
+    too_big = node.submit("true", demand={"cpus": 9})
+    assert node.job(too_big)["status"] == "FAILED"
+    node.request("POST", "/v1/jobs/cancel", {"job_ids": [1]})
+    node.wait(2, "SUCCEEDED")
+    cancelled = node.request("POST", "/v1/jobs/cancel", {"all": True})["job_ids"]
+    assert last in cancelled

@@ -202,33 +202,87 @@ FAKE_NVML = r"""
 #include <string.h>
 typedef struct { unsigned long long total, free, used; } mem_t;
 typedef struct { unsigned gpu, memory; } util_t;
-static int devices[2] = {0, 1};
+static int devices[4] = {0, 1, 2, 3};
+static const char *uuids[4] = {"GPU-aa0", "GPU-ab1", "GPU-ac2", "GPU-ad3"};
 int nvmlInit_v2(void) { return 0; }
-int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 4; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = &devices[i]; return 0; }
 int nvmlDeviceGetName(void *h, char *s, unsigned n) { strncpy(s, "Fake H100", n); return 0; }
-int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { strncpy(s, *(int *)h ? "GPU-1" : "GPU-0", n); return 0; }
+int nvmlDeviceGetUUID(void *h, char *s, unsigned n) { strncpy(s, uuids[*(int *)h], n); return 0; }
 int nvmlDeviceGetMemoryInfo(void *h, mem_t *m) { m->total = 80ULL << 30; m->used = 20ULL << 30; return 0; }
 int nvmlDeviceGetUtilizationRates(void *h, util_t *u) { u->gpu = 40 + *(int *)h; return 0; }
 """
 
 
-def test_gpus_are_read_through_the_driver_library(tmp_path):
+@pytest.fixture(scope="module")
+def fake_nvml(tmp_path_factory):
+    """A driver library with four GPUs."""
     gcc = shutil.which("gcc")
     if gcc is None:
         pytest.skip("gcc is not on this machine, so the fake driver library cannot be made")
-    (tmp_path / "nvml.c").write_text(FAKE_NVML)
-    library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run([gcc, "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True, timeout=60)
-    nvml = Nvml(str(library))
-    assert [(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid) for gpu in nvml.devices()] == [
-        (0, "Fake H100", 80.0, "GPU-0"),
-        (1, "Fake H100", 80.0, "GPU-1"),
+    folder = tmp_path_factory.mktemp("nvml")
+    (folder / "nvml.c").write_text(FAKE_NVML)
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run([gcc, "-shared", "-fPIC", "-o", library, folder / "nvml.c"], check=True, timeout=60)
+    return library
+
+
+def test_gpus_are_read_through_the_driver_library(fake_nvml):
+    nvml = Nvml(str(fake_nvml))
+    assert [(gpu.index, gpu.name, gpu.memory_gib, gpu.uuid, gpu.visible_as) for gpu in nvml.devices()] == [
+        (number, "Fake H100", 80.0, uuid, str(number))
+        for number, uuid in enumerate(("GPU-aa0", "GPU-ab1", "GPU-ac2", "GPU-ad3"))
     ]
     assert [(use.utilization_percent, use.memory_used_gib) for use in nvml.use()] == [
-        (40.0, 20.0),
-        (41.0, 20.0),
+        (40.0 + number, 20.0) for number in range(4)
     ]
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        (None, [(0, "0"), (1, "1"), (2, "2"), (3, "3")]),
+        ("2,3", [(2, "2"), (3, "3")]),
+        (" 3 , 1 ", [(3, "3"), (1, "1")]),
+        ("GPU-ac,0", [(2, "GPU-ac"), (0, "0")]),
+        ("1,9,2", [(1, "1")]),
+        ("0,-1,2", [(0, "0")]),
+        ("", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_only_the_gpus_that_are_ours_count(fake_nvml, visible, seen):
+    nvml = Nvml(str(fake_nvml), visible)
+    assert [(gpu.index, gpu.visible_as) for gpu in nvml.devices()] == seen
+    assert [use.index for use in nvml.use()] == [index for index, _ in seen]
+
+
+@pytest.mark.integration
+def test_nodes_that_share_a_machine_give_their_jobs_the_right_gpus(nodes, fake_nvml):
+    """The second rank's node has the machine's GPUs 2 and 3: its job's one GPU is not the machine's first."""
+    made = []
+    for own in ("0,1", "2,3"):
+        env = {**os.environ, "LD_LIBRARY_PATH": str(fake_nvml.parent), "CUDA_VISIBLE_DEVICES": own}
+        made.append(nodes.make(gpus=2).start(env))
+    nodes.introduce(made)
+    script = 'echo "rank $SKYPILOT_NODE_RANK has $CUDA_VISIBLE_DEVICES."'
+    hold = made[0].submit(
+        "while [ ! -e ~/go ]; do sleep 0.05; done", num_nodes=2, demand={"cpus": 1, "gpus": 1}
+    )
+    made[0].wait(hold, "RUNNING")
+    log = made[0].logs(
+        made[0].submit(script, setup="echo sees $CUDA_VISIBLE_DEVICES.", num_nodes=2,
+                       demand={"cpus": 1, "gpus": 1}), follow=True,
+    )  # fmt: skip
+    for node in made:
+        (node.home / "go").touch()
+    assert b"rank 0 has 1." in log
+    assert b"rank 1 has 3." in log
+    info = made[1].request("GET", "/v1/info")
+    assert [(gpu["index"], gpu["visible_as"]) for gpu in info["gpus"]] == [(2, "2"), (3, "3")]
+    setup = made[0].logs(2, phase="setup")
+    assert b"sees 0,1." in setup
+    assert b"sees 2,3." in setup
 
 
 # --- environment ---
@@ -248,10 +302,14 @@ def test_nothing_of_the_agent_gets_into_a_job():
         env["HOME"] == "/node" and env["A"] == "1" and env["PYTHONUNBUFFERED"] == "0" and env["LC_ALL"] == "C"
     )
     assert env["SKYLOOM_KEEP"] == "A PYTHONUNBUFFERED" and env["SKYLOOM_JOB"] == "m" and env["TZ"] == "UTC"
-    assert not {"SKYLOOM_TOKEN", "AWS_X"} & set(env)
+    assert not {"SKYLOOM_TOKEN", "AWS_X", "CUDA_VISIBLE_DEVICES"} & set(env)
+    for own in ("", "2,3"):
+        assert environment.base_env(Path("/n"), {"CUDA_VISIBLE_DEVICES": own})["CUDA_VISIBLE_DEVICES"] == own
 
 
-@pytest.mark.parametrize(("asked", "own", "shown"), [(0.5, (1,), "1"), (2.0, (0, 3), "2"), (0.0, (), "0")])
+@pytest.mark.parametrize(
+    ("asked", "own", "shown"), [(0.5, ("1",), "1"), (2.0, ("0", "GPU-3"), "2"), (0.0, (), "0")]
+)
 def test_what_a_rank_knows_of_its_place(asked, own, shown):
     env = environment.run_env(
         {"SKYPILOT_TASK_ID": "mine"},
@@ -263,7 +321,8 @@ def test_what_a_rank_knows_of_its_place(asked, own, shown):
         gpus=own,
     )
     assert env["SKYPILOT_NUM_GPUS_PER_NODE"] == str(math.ceil(asked)) == shown
-    assert env["CUDA_VISIBLE_DEVICES"] == ",".join(str(index) for index in own)
+    assert env["CUDA_VISIBLE_DEVICES"] == ",".join(own)
+    assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert (env["SKYPILOT_NODE_IPS"], env["SKYPILOT_NODE_RANK"], env["SKYPILOT_NUM_NODES"]) == (
         "a\nb",
         "1",

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from skyloom_agent.model import Place
-from skyloom_agent.schedule import NodeCapacity, RunningJob, Schedule, Snapshot, Start, WaitingJob, schedule
+from skyloom_agent.schedule import (
+    NodeCapacity,
+    RunningJob,
+    Schedule,
+    Snapshot,
+    Start,
+    WaitingJob,
+    behind_others,
+    schedule,
+)
 from skyloom_common.contracts.jobs import JobDemand
 
 TWO = (NodeCapacity(0, 4, 16, 2), NodeCapacity(1, 4, 16, 2))
@@ -158,3 +167,15 @@ def test_the_first_of_an_idle_cluster_starts_or_never_will(nodes, queue):
     left = [waiting for waiting in queue if waiting.job_id not in never]
     if left:
         assert isinstance(decision.starts[0], Start) and decision.starts[0].job_id == left[0].job_id
+
+
+@given(clusters, queues, demands, st.integers(1, 5))
+def test_behind_a_job_that_waits_a_new_one_is_judged_without_the_queue(nodes, queue, demand, num_nodes):
+    new = WaitingJob(100, demand, num_nodes)
+    if not decide(queue, (), nodes).waits:
+        return
+    whole = decide((*queue, new), (), nodes)
+    alone = behind_others(new, Snapshot(nodes, len(nodes), (), ()))
+    assert not alone.starts
+    assert [told for told in whole.waits if told[0] == 100] == list(alone.waits)
+    assert [told for told in whole.never if told[0] == 100] == list(alone.never)

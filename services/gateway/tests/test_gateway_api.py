@@ -15,10 +15,10 @@ import pytest
 from skyloom_common.clients.asgi import AsgiTransport
 from skyloom_common.clients.optimizer import OptimizerClient
 from skyloom_common.clients.provisioner import ProvisionerClient
-from skyloom_common.core.sse import SseReader
 from skyloom_common.contracts.clusters import Cluster, ClusterStatus
 from skyloom_common.contracts.operations import OperationStatus
 from skyloom_common.core.errors import ClusterNotUp
+from skyloom_common.core.sse import SseReader
 from skyloom_common.service.auth import UserTokenAuth, token_hash
 from skyloom_common.testing.provisioner import FakeProvisioner
 from skyloom_gateway.main import create_app

@@ -13,6 +13,12 @@ CATALOG_SCHEMA_VERSION = "v8"
 """Of the catalog format that programs written against the peer may ask for."""
 
 
+class constants:  # noqa: N801
+    """The same at its old address: sky.clouds.service_catalog.constants."""
+
+    CATALOG_SCHEMA_VERSION = CATALOG_SCHEMA_VERSION
+
+
 def list_accelerators(
     gpus_only: bool = True,
     name_filter: str | None = None,
@@ -32,7 +38,7 @@ def list_accelerators(
             "name": summary.accelerator,
             "count": quantity_filter,
             "region": region_filter,
-            "all": all_regions or None,
+            "all_regions": all_regions or None,
         }
         offers = api.accelerators(**query).offers
         rows = [

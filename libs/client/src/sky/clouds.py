@@ -165,3 +165,11 @@ class CloudRegistry:
 
 
 CLOUD_REGISTRY = CloudRegistry(*Cloud.__subclasses__())
+
+
+def __getattr__(name: str) -> object:
+    if name == "service_catalog":  # where old programs look for sky.catalog
+        from sky import catalog
+
+        return catalog
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

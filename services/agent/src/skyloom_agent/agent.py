@@ -25,7 +25,7 @@ from skyloom_agent.head import Head
 from skyloom_agent.http_server import HttpServer
 from skyloom_agent.idle import IdleMeter
 from skyloom_agent.nodes import LocalNode
-from skyloom_agent.nvml import Nvml
+from skyloom_agent.nvml import Nvml, visible_names
 from skyloom_agent.paths import Paths, write_atomic
 from skyloom_agent.ranks import RankTable
 from skyloom_agent.router import Router
@@ -47,7 +47,7 @@ class Agent:
         self._config = config
         self._paths = Paths(Path(config.home))
         self._clock = AgentClock()
-        self._nvml = Nvml()
+        self._nvml = Nvml(visible=os.environ.get("CUDA_VISIBLE_DEVICES"))
         self._ending = asyncio.Event()
         self._jobs_too = False
         self._url = ""
@@ -102,9 +102,7 @@ class Agent:
         config = self._config
         gpus = self._nvml.devices()
         if config.gpus is not None:
-            gpus = gpus[: config.gpus] + tuple(
-                GpuInfo(index, "GPU", 0.0) for index in range(len(gpus), config.gpus)
-            )
+            gpus = gpus[: config.gpus] + _unseen_gpus(len(gpus), config.gpus)
         return NodeInfo(
             node_id=config.node_id,
             boot_id=new_id(),
@@ -224,6 +222,15 @@ class Agent:
         await self._head.close()
         self._ranks.close()
         self._paths.ready.unlink(missing_ok=True)
+
+
+def _unseen_gpus(first: int, count: int) -> tuple[GpuInfo, ...]:
+    """GPUs that the node is said to have and the driver does not show."""
+    names = visible_names(os.environ.get("CUDA_VISIBLE_DEVICES")) or ()
+    return tuple(
+        GpuInfo(number, "GPU", 0.0, visible_as=names[number] if number < len(names) else str(number))
+        for number in range(first, count)
+    )
 
 
 @contextlib.contextmanager

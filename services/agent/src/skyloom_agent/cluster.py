@@ -137,7 +137,8 @@ class Cluster:
 
 
 def capacity_of(rank: int, info: NodeInfo) -> NodeCapacity:
-    return NodeCapacity(rank, info.cpus, info.memory_gib, len(info.gpus))
+    names = tuple(gpu.visible_as or str(gpu.index) for gpu in info.gpus)
+    return NodeCapacity(rank, info.cpus, info.memory_gib, len(info.gpus), names)
 
 
 def _check(membership: ClusterMembership) -> None:

@@ -55,6 +55,9 @@ def base_env(home: Path, inherited: Mapping[str, str]) -> dict[str, str]:
     """What every process of this node starts with."""
     env = {name: inherited[name] for name in FROM_MACHINE if inherited.get(name)}
     env.update({name: value for name, value in inherited.items() if name.startswith("LC_")})
+    if "CUDA_VISIBLE_DEVICES" in inherited:
+        # Also when it is empty: then this node has none of the machine's GPUs.
+        env["CUDA_VISIBLE_DEVICES"] = inherited["CUDA_VISIBLE_DEVICES"]
     env.setdefault("PATH", DEFAULT_PATH)
     env.setdefault("LANG", "C.UTF-8")
     env.setdefault("TERM", "dumb")
@@ -98,9 +101,9 @@ def run_env(
     ips: Sequence[str],
     head_ip: str,
     gpus_asked: float,
-    gpus: Optional[Sequence[int]],
+    gpus: Optional[Sequence[str]],
 ) -> dict[str, str]:
-    """The run phase of one rank (compat: runtime §2). `gpus` None: the node has none, so nothing is hidden."""
+    """The run phase of one rank (compat: runtime §2). `gpus` None: the node hands out none, so it shows what it has."""
     env = dict(envs)
     env.update(
         SKYPILOT_NODE_IPS="\n".join(ips),
@@ -111,7 +114,9 @@ def run_env(
         SKYPILOT_HEAD_IP=head_ip,
     )
     if gpus is not None:
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(str(index) for index in gpus)
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        # The driver's numbers follow the bus; CUDA's own would put the fastest GPU first.
+        env.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     return env
 
 

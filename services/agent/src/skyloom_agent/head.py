@@ -25,7 +25,7 @@ from skyloom_agent.merge import Merge
 from skyloom_agent.model import RUN, SETUP, JobRecord
 from skyloom_agent.paths import Paths, read_json, write_atomic
 from skyloom_agent.roster import Roster, slim
-from skyloom_agent.schedule import RunningJob, Snapshot, WaitingJob, schedule
+from skyloom_agent.schedule import RunningJob, Schedule, Snapshot, WaitingJob, behind_others, schedule
 from skyloom_agent.signals import Signal
 from skyloom_agent.store import JobStore
 from skyloom_common.contracts.jobs import CancelJobs, Job, JobStatus, JobSubmit
@@ -111,9 +111,13 @@ class Head:
         record = self._new_record(job_id, request)
         if request.secrets:
             self._write_secrets(record, request.secrets)
+        others_wait = self._store.newest_active_is(model.QUEUED)
         self._store.insert(record)
         self._note(record)
-        self.reschedule()
+        if others_wait:
+            self._enqueue(record)
+        else:
+            self.reschedule()
         return self._store.get(job_id).job
 
     def jobs(self) -> list[Job]:
@@ -217,7 +221,14 @@ class Head:
         """Starts what fits now, in order; says why the rest waits; fails what can never run."""
         if not self._cluster.is_head or self._closing:
             return
-        decision = schedule(self._snapshot())
+        self._apply(schedule(self._snapshot()))
+
+    def _enqueue(self, record: JobRecord) -> None:
+        """Without a look at the whole queue, which may be long."""
+        snapshot = Snapshot(tuple(self._cluster.capacities.values()), self._cluster.size, (), ())
+        self._apply(behind_others(_waiting(record), snapshot))
+
+    def _apply(self, decision: Schedule) -> None:
         for job_id, reason in decision.never:
             self._end_waiting(job_id, JobStatus.FAILED, reason)
         for start in decision.starts:
@@ -249,11 +260,7 @@ class Head:
                 for record in active
                 if record.stage != model.QUEUED
             ),
-            waiting=tuple(
-                WaitingJob(record.job.job_id, record.demand, record.job.num_nodes)
-                for record in active
-                if record.stage == model.QUEUED
-            ),
+            waiting=tuple(_waiting(record) for record in active if record.stage == model.QUEUED),
         )
 
     def _drive(self, record: JobRecord) -> None:
@@ -362,6 +369,10 @@ class Head:
 
 def _committed(merge: Merge) -> int:
     return merge.committed
+
+
+def _waiting(record: JobRecord) -> WaitingJob:
+    return WaitingJob(record.job.job_id, record.demand, record.job.num_nodes)
 
 
 def _first_stage(record: JobRecord) -> str:

@@ -52,6 +52,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
         with only_one(paths):
             paths.use_reserve()
+            paths.forget_old_runtimes(Path(__file__).resolve().parent.parent)
             asyncio.run(run())
     except SkyloomError as error:
         logging.getLogger(__name__).error("%s", error.message)

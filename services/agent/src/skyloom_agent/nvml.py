@@ -1,4 +1,7 @@
-"""The machine's NVIDIA GPUs through libnvidia-ml.so.1 and nothing else. No library, no driver: no GPUs."""
+"""The NVIDIA GPUs that are this process's, through libnvidia-ml.so.1 and nothing else. No library, no driver: no GPUs.
+
+The driver lists every GPU of the machine, CUDA_VISIBLE_DEVICES says which of them are ours: several nodes may share one.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ class _Utilization(ctypes.Structure):
 class Nvml:
     """Opened once; every reading tolerates a device or a function that is not there."""
 
-    def __init__(self, library: str = "libnvidia-ml.so.1") -> None:
+    def __init__(self, library: str = "libnvidia-ml.so.1", visible: Optional[str] = None) -> None:
+        self._visible = visible_names(visible)
         self._library: Optional[Any] = None
         try:
             loaded = ctypes.CDLL(library)
@@ -33,23 +37,47 @@ class Nvml:
 
     def devices(self) -> tuple[GpuInfo, ...]:
         found = []
-        for index, handle in self._handles():
+        for index, handle, visible_as in self._handles():
             memory = _Memory()
             self._call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
             name, uuid = self._text("nvmlDeviceGetName", handle), self._text("nvmlDeviceGetUUID", handle)
-            found.append(GpuInfo(index, name, round(memory.total / GIB, 2), uuid))
+            found.append(GpuInfo(index, name, round(memory.total / GIB, 2), uuid, visible_as))
         return tuple(found)
 
     def use(self) -> tuple[GpuUse, ...]:
         found = []
-        for index, handle in self._handles():
+        for index, handle, _ in self._handles():
             memory, rates = _Memory(), _Utilization()
             self._call("nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
             self._call("nvmlDeviceGetUtilizationRates", handle, ctypes.byref(rates))
             found.append(GpuUse(index, float(rates.gpu), round(memory.used / GIB, 3)))
         return tuple(found)
 
-    def _handles(self) -> list[tuple[int, ctypes.c_void_p]]:
+    def _handles(self) -> list[tuple[int, ctypes.c_void_p, str]]:
+        """In the order in which a process of ours counts them; as with CUDA, those after an unknown name are not there."""
+        devices = self._all_handles()
+        if self._visible is None:
+            return [(index, handle, str(index)) for index, handle in devices]
+        found = []
+        for name in self._visible:
+            device = self._named(name, devices)
+            if device is None:
+                break
+            found.append((*device, name))
+        return found
+
+    def _named(
+        self, name: str, devices: list[tuple[int, ctypes.c_void_p]]
+    ) -> Optional[tuple[int, ctypes.c_void_p]]:
+        """By number, or by UUID, of which the beginning is enough."""
+        for index, handle in devices:
+            if name == str(index) or (
+                name.startswith("GPU-") and self._text("nvmlDeviceGetUUID", handle).startswith(name)
+            ):
+                return index, handle
+        return None
+
+    def _all_handles(self) -> list[tuple[int, ctypes.c_void_p]]:
         count = ctypes.c_uint()
         if not self._call("nvmlDeviceGetCount_v2", ctypes.byref(count)):
             return []
@@ -72,3 +100,15 @@ class Nvml:
             return int(getattr(self._library, function)(*arguments)) == 0
         except AttributeError:
             return False
+
+
+def visible_names(value: Optional[str]) -> Optional[tuple[str, ...]]:
+    """What CUDA_VISIBLE_DEVICES lists, e.g. ("1", "GPU-6a0b"); None: it is not set, everything is visible."""
+    if value is None:
+        return None
+    names = []
+    for name in (part.strip() for part in value.split(",")):
+        if not name or name.startswith("-"):
+            break
+        names.append(name)
+    return tuple(names)

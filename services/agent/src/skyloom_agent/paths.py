@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Optional
 
@@ -23,6 +24,7 @@ class Paths:
         self.socket = self.state / "agent.sock"
         self.idle = self.state / "idle.json"
         self.reserve = self.state / "reserve"
+        self.runtime = self.state / "runtime"
         self.logs = home / "sky_logs"
         self.workdir = home / "sky_workdir"
 
@@ -43,6 +45,19 @@ class Paths:
                 self.reserve.write_bytes(b"\0" * RESERVE_BYTES)
             except OSError:
                 self.reserve.unlink(missing_ok=True)
+
+    def forget_old_runtimes(self, ours: Path) -> None:
+        """Of the unpacked agents only this one and the one before it are kept.
+
+        A job's runner has loaded all it needs when it starts; the one before may just have started some.
+        """
+        if ours.parent != self.runtime:
+            return
+        others = sorted(
+            (path for path in self.runtime.iterdir() if path != ours), key=lambda path: path.stat().st_mtime
+        )
+        for path in others[:-1]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def inside(self, relative: str) -> Path:
         """A path below the home; ValueError for anything that leads out of it."""

@@ -12,6 +12,7 @@ from skyloom_agent.cluster import Cluster
 from skyloom_agent.gang import Member
 from skyloom_agent.model import RUN, SETUP, JobRecord, RankSpec, rank_uid
 from skyloom_agent.paths import Paths
+from skyloom_agent.schedule import NodeCapacity
 from skyloom_common.core.errors import SkyloomError
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Roster:
             ips=[self.address(place.node) for place in record.places],
             head_ip=all_ips[0],
             gpus_asked=gpus,
-            gpus=place.gpus if capacity and capacity.gpus else None,
+            gpus=_names(capacity, place.gpus) if capacity and capacity.gpus else None,
         )
 
     def address(self, node: int) -> str:
@@ -129,6 +130,12 @@ class Roster:
                 log.info("rank %s is not released yet: %s", member.uid, error)
             attempt += 1
             await asyncio.sleep(wait)
+
+
+def _names(capacity: NodeCapacity, gpus: tuple[int, ...]) -> tuple[str, ...]:
+    """The queue counts a node's GPUs from 0; on a machine that several nodes share they are called otherwise."""
+    names = capacity.gpu_names
+    return tuple(names[gpu] if gpu < len(names) else str(gpu) for gpu in gpus)
 
 
 def slim(record: JobRecord) -> JobRecord:

@@ -15,16 +15,18 @@ from skyloom_agent.model import Place
 from skyloom_common.contracts.jobs import JobDemand
 
 UNIT = 10_000
+TURN = "waiting for its turn; jobs start in the order they came"
 
 
 @dataclass(frozen=True)
 class NodeCapacity:
-    """What a node hands out. `rank` is its stable index."""
+    """What a node hands out. `rank` is its stable index. `gpu_names`: what each of its GPUs is called there."""
 
     rank: int
     cpus: float
     memory_gib: float
     gpus: int
+    gpu_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def schedule(snapshot: Snapshot) -> Schedule:
         if reason:
             never.append((waiting.job_id, reason))
         elif blocked:
-            waits.append((waiting.job_id, "waiting for its turn; jobs start in the order they came"))
+            waits.append((waiting.job_id, TURN))
         else:
             places = _place(waiting, accounts)
             if places:
@@ -97,6 +99,13 @@ def schedule(snapshot: Snapshot) -> Schedule:
                 blocked = True
                 waits.append((waiting.job_id, _why_waits(waiting, snapshot, accounts, busy)))
     return Schedule(tuple(starts), tuple(waits), tuple(never))
+
+
+def behind_others(job: WaitingJob, snapshot: Snapshot) -> Schedule:
+    """For a job that came while others waited: nothing overtakes, so there is nothing else to decide."""
+    reason = why_never(job, snapshot)
+    told = ((job.job_id, reason or TURN),)
+    return Schedule((), (), told) if reason else Schedule((), told, ())
 
 
 def why_never(job: WaitingJob, snapshot: Snapshot) -> str:

@@ -46,6 +46,11 @@ class JobStore:
         """The jobs that are not final, in order of arrival."""
         return list(self._active.values())
 
+    def newest_active_is(self, stage: str) -> bool:
+        """Whether the job that came last, of those that are not final, is at this stage."""
+        newest = next(reversed(self._active.values()), None)
+        return newest is not None and newest.stage == stage
+
     @property
     def active_count(self) -> int:
         return len(self._active)

@@ -84,7 +84,7 @@ def _add_plans(router: APIRouter, provisioner: ProvisionerClient, optimizer: Opt
     async def plans(request: Request, body: PlanRequest) -> Response:
         return await relay.small(provisioner, request, "/v1/plans")
 
-    asked = parameters("name", "count", "cloud", "region", "all")
+    asked = parameters("name", "count", "cloud", "region", "all", "all_regions")
 
     @router.get(f"{API}/accelerators", response_model=AcceleratorList, openapi_extra=asked)
     async def accelerators(request: Request) -> Response:
@@ -158,7 +158,7 @@ def _add_clusters(router: APIRouter, provisioner: ProvisionerClient) -> None:
     async def autostop(request: Request, body: AutostopRequest) -> Response:
         return await act(request, "autostop")
 
-    @router.get(f"{API}/clusters/{{name}}/provision-logs", **text(parameters("follow", path="name")))
+    @router.get(f"{API}/clusters/{{name}}/provision-logs", **text(parameters("follow", "tail", path="name")))
     async def provision_logs(request: Request) -> Response:
         return relay.Stream(provisioner, request, f"/v1/clusters/{names.cluster(request)}/provision-logs")
 

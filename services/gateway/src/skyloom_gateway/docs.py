@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 _NUMBERS = {"count", "days", "limit", "offset", "tail", "rank", "after", "since"}
-_FLAGS = {"all", "all_users", "refresh", "follow"}
+_FLAGS = {"all", "all_regions", "all_users", "refresh", "follow"}
 
 
 def parameters(*query: str, path: str = "") -> dict[str, Any]:

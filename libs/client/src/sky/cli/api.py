@@ -19,6 +19,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 HOSTS = ("0.0.0.0", "localhost", "127.0.0.1", "::", "::1")
 PORT_VARIABLES = ("SKYLOOM_API_SERVER_LOCAL_PORT", "SKYPILOT_API_SERVER_LOCAL_PORT")
 CANCEL_PHRASE = "cancel all"
+FACTS = (
+    "client_version", "endpoint", "source", "status", "error", "server_version", "api_version", "user", "store", "bus",
+    "started_at", "services",
+)  # fmt: skip
+"""Every key of `sky api info -o json`, whatever the server's state."""
 
 
 @click.command(help="Start the local API server.")
@@ -108,7 +113,7 @@ def info(output: str, config: tuple[str, ...]) -> int:
                 services=answer.services,
             )  # fmt: skip
     if output == "json":
-        print_json({key: value for key, value in facts.items() if value is not None})
+        print_json({**dict.fromkeys(FACTS), **facts})
     else:
         _print_facts(facts)
     return 0
@@ -276,7 +281,10 @@ def cancel(
     if not ids:
         if (
             not yes
-            and click.prompt(f"Type {CANCEL_PHRASE!r} to cancel every request", default="") != CANCEL_PHRASE
+            and click.prompt(
+                f"Type {CANCEL_PHRASE!r} to cancel every request", default="", show_default=False
+            )
+            != CANCEL_PHRASE
         ):
             raise click.Abort
         me = api.info().user
@@ -288,6 +296,12 @@ def cancel(
         except SkyloomError as error:
             failures += 1
             say(f"{request_id}: {error.message}")
+            continue
+        if operation.status.is_final and operation.status.value != "CANCELLED":
+            failures += 1
+            say(
+                f"{operation.kind} of {operation.target} ({operation.id}) has ended: {operation.status.value}."
+            )
             continue
         show(f"Cancelling {operation.kind} of {operation.target} ({operation.id}).")
     if not ids:

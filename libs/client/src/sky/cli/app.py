@@ -80,7 +80,8 @@ def exit_code_of(error: BaseException) -> int:
     if isinstance(error, click.Abort) and isinstance(error.__cause__, KeyboardInterrupt):
         return INTERRUPTED  # click makes an Abort of Ctrl-C
     if isinstance(error, click.Abort):
-        say("Aborted.")
+        at_prompt = isinstance(error.__context__, (EOFError, KeyboardInterrupt))
+        say("\nAborted." if at_prompt else "Aborted.")
         return 1
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
 
 POLL_SECONDS = 1.0
+PATIENCE = 30
 CHANGES_SHOWN = 20
 _GOOD = ("succeeded", "partly")
 
@@ -89,14 +90,18 @@ def _follow(api: Gateway, begun: CatalogRefresh) -> CatalogRefresh:
     """Until it has ended; Ctrl-C ends the waiting only."""
     from sky.cli.progress import Progress
 
-    report = begun
+    report, strangers = begun, 0
     try:
         with Progress("Asking clouds for their prices") as progress:
             while report.status == "running":
                 time.sleep(POLL_SECONDS)
                 now = api.catalog().refresh
                 if now is None or now.id != begun.id:
-                    break
+                    # Another replica may not know of it yet.
+                    strangers += 1
+                    if strangers > PATIENCE:
+                        break
+                    continue
                 report = now
                 progress.update(_progress(report.clouds))
     except KeyboardInterrupt:

@@ -228,7 +228,16 @@ def typed_command() -> str:
         else:
             out.append(word)
             hide = word in ("--env", "--secret")
-    return " ".join(out)[:400]
+    return " ".join(map(_quoted, out))[:400]
+
+
+def _quoted(word: str) -> str:
+    """As it would have to be typed again."""
+    if word.replace("-", "").replace("_", "").replace(".", "").replace("/", "").replace("=", "").isalnum():
+        return word
+    import shlex
+
+    return shlex.quote(word)
 
 
 def upload(transport: Transport, task: TaskSpec, *, workdir_only: bool = False) -> tuple[MountRef, ...]:

@@ -20,7 +20,15 @@ IGNORED = ("cpus", "memory", "disk_size", "disk_tier", "local_disk", "ports")
     "exec", help="Run a task or command on an existing cluster. ENTRYPOINT: a task file, or a command."
 )
 @options.ENTRYPOINT
-@click.option("-c", "--cluster", "--cluster-name", "cluster", default=None, hidden=True)
+@click.option(
+    "-c",
+    "--cluster",
+    "--cluster-name",
+    "cluster",
+    default=None,
+    hidden=True,
+    shell_complete=options.complete_clusters,
+)
 @options.TASK_OPTIONS
 @click.option(
     "-d/-no-d", "--detach-run/--no-detach-run", "detach", default=False, help="Do not follow the log."
@@ -72,5 +80,6 @@ def _run(cluster: str, words: tuple[str, ...], overrides: dict[str, Any], flags:
     if flags["async_"]:
         show(operation.id)
         return 0
-    operation = session.wait(api, operation, f"Submitting to {cluster}")
-    return launch.finish(api, cluster, operation, detach=flags["detach"])
+    with session.leaving_operation(operation):
+        operation = session.wait(api, operation, f"Submitting to {cluster}")
+        return launch.finish(api, cluster, operation, detach=flags["detach"])

@@ -134,7 +134,8 @@ def _query(flags: dict[str, Any]) -> dict[str, Any]:
         "count": count or None,
         "cloud": cloud if cloud and cloud != "*" else None,
         "region": flags["region"] or region or None,
-        "all": flags["all_"] or flags["all_regions"] or None,
+        "all": flags["all_"] or None,
+        "all_regions": flags["all_regions"] or None,
     }
 
 
@@ -151,13 +152,13 @@ def _print_summaries(found: AcceleratorList, everything: bool) -> bool:
 
 
 def _counts(row: AcceleratorSummary) -> str:
-    return ", ".join(number(count) for count in sorted(row.counts))
+    return ", ".join(dict.fromkeys(number(count) for count in sorted(row.counts)))
 
 
 def _print_offers(found: AcceleratorList, flags: dict[str, Any]) -> bool:
     if not found.offers:
         return False
-    header = [*DETAILS, "REGION"] + (["AS_OF"] if flags["verbose"] else [])
+    header = [*DETAILS, "REGION"] + (["AS_OF", "AGE", "SOURCE"] if flags["verbose"] else [])
     show(table(header, [_offer(offer, flags["verbose"]) for offer in found.offers]))
     return True
 
@@ -185,4 +186,5 @@ def _offer(offer: AcceleratorOffer, verbose: bool) -> list[str]:
         price(offer.spot_price_per_hour),
         offer.region,
     ]
-    return [*line, offer.as_of] if verbose else line
+    age = "-" if offer.age_days is None else f"{offer.age_days}d"
+    return [*line, offer.as_of, age, offer.source] if verbose else line

@@ -13,6 +13,7 @@ from sky.cli.output import paint, say, show
 if TYPE_CHECKING:
     from skyloom_common.contracts.clusters import Cluster, LaunchRequest
     from skyloom_common.contracts.operations import Operation
+    from skyloom_common.contracts.plan import Plan
     from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
 
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 @options.CLUSTER
 @options.TASK_OPTIONS
 @click.option("--dryrun", is_flag=True, help="Show where it would run; change nothing.")
+@click.option("--explain", is_flag=True, help="Say of every candidate, and of what is none, why.")
 @click.option(
     "-d/-no-d", "--detach-run/--no-detach-run", "detach", default=False, help="Do not follow the log."
 )
@@ -67,30 +69,38 @@ def launch(entrypoint: tuple[str, ...], **flags: Any) -> int:
         yes=flags["yes"],
         dryrun=flags["dryrun"],
     )
-    if task.service is not None or task.pool is not None:
-        say("`sky launch` ignores the task's service and pool sections.")
     from sky.cli import session
 
     api = session.gateway(flags["config"])
     if flags["dryrun"]:
-        return _dryrun(api, task)
+        return _dryrun(api, task, flags["explain"])
     existing = api.cluster(name) if flags["cluster"] else None
-    _ask(api, task, name, existing, flags["yes"])
+    _ask(api, task, name, existing, flags["yes"], flags["explain"])
     return _run(api, name, _request(api, task, flags), flags)
 
 
-def _dryrun(api: Gateway, task: TaskSpec) -> int:
+def _dryrun(api: Gateway, task: TaskSpec, explained: bool) -> int:
     from sky import plans
     from sky.cli.plan_table import show_plan
 
     plan = plans.make_plan(api, task)
     show_plan(plan, task)
+    _explain(plan, explained)
     plans.require_candidates(plan)
     say("Dry run: nothing was launched.")
     return 0
 
 
-def _ask(api: Gateway, task: TaskSpec, name: str, existing: Cluster | None, yes: bool) -> None:
+def _explain(plan: Plan, explained: bool) -> None:
+    if explained:
+        from sky.cli.why import explain_lines
+
+        show(explain_lines(plan))
+
+
+def _ask(
+    api: Gateway, task: TaskSpec, name: str, existing: Cluster | None, yes: bool, explained: bool = False
+) -> None:
     """The plan of a new cluster, or what will happen to an existing one; then Proceed?"""
     from sky.cli.session import confirm
     from skyloom_common.contracts.clusters import ClusterStatus
@@ -102,6 +112,7 @@ def _ask(api: Gateway, task: TaskSpec, name: str, existing: Cluster | None, yes:
         enabled = plans.enabled_names(api)
         plan = plans.make_plan(api, task, enabled)
         show_plan(plan, task)
+        _explain(plan, explained)
         plans.require_candidates(plan, enabled)
         confirm(f"Launching a new cluster {name!r}. Proceed?", yes)
     elif existing.status is ClusterStatus.STOPPED:
@@ -151,9 +162,10 @@ def _run(api: Gateway, name: str, request: LaunchRequest, flags: dict[str, Any])
         say(f"Launching {name!r} goes on in the background.  To follow it: sky api logs {operation.id}")
         show(operation.id)
         return 0
-    operation = session.wait(api, operation, f"Launching {name}")
-    _after_launch(api, name)
-    return finish(api, name, operation, detach=flags["detach"])
+    with session.leaving_operation(operation):
+        operation = session.wait(api, operation, f"Launching {name}")
+        _after_launch(api, name)
+        return finish(api, name, operation, detach=flags["detach"])
 
 
 def _after_launch(api: Gateway, name: str) -> None:
@@ -179,8 +191,9 @@ def finish(api: Gateway, name: str, operation: Operation, *, detach: bool) -> in
     if detach:
         _useful_commands(name, job_id)
         return 0
-    code = session.follow_job(api, name, job_id)
-    _say_end(api, name, job_id, code)
+    with session.leaving_job(name, job_id):
+        code = session.follow_job(api, name, job_id)
+        _say_end(api, name, job_id, code)
     _useful_commands(name, job_id)
     return code
 

@@ -140,8 +140,8 @@ def autostop(
 
         return api.autostop(name, AutostopRequest(spec))
 
-    doing = "Cancelling autostop of" if spec is None else "Setting autostop of"
-    return _each(clusters, flags, doing, "set", act)
+    doing, done = ("Cancelling", "cancelled") if spec is None else ("Setting", "set")
+    return _each(clusters, flags, f"{doing} autostop of", done, act)
 
 
 def _each(
@@ -162,9 +162,9 @@ def _each(
     if names and flags["all_"]:
         raise click.UsageError("Give clusters, or --all; not both.")
     api = gateway(flags["config"])
-    chosen, failures = _select(api, names, flags, only)
+    chosen, passed, failures = _select(api, names, flags, only)
     if not chosen:
-        show("No clusters match." if not failures else "Nothing to do.")
+        show("Nothing to do." if failures or passed else "No clusters match.")
         return 1 if failures else 0
     many = f"{len(chosen)} clusters: {', '.join(chosen)}" if len(chosen) > 1 else f"cluster {chosen[0]!r}"
     confirm(f"{doing} {many}. Proceed?", flags["yes"])
@@ -214,8 +214,8 @@ def _try(name: str, work: Callable[[], Operation]) -> Operation | None:
 
 def _select(
     api: Gateway, names: Sequence[str], flags: dict[str, Any], only: Callable[[Cluster], str | None] | None
-) -> tuple[list[str], int]:
-    """The clusters meant, and how many names mean nothing."""
+) -> tuple[list[str], int, int]:
+    """The clusters meant, how many need nothing, and how many names mean nothing."""
     found = api.clusters(names, all_users=bool(flags.get("all_users")) or bool(names))
     known = {cluster.name for cluster in found}
     absent = [name for name in names if not set("*?[") & set(name) and name not in known]
@@ -228,4 +228,4 @@ def _select(
             chosen.append(cluster.name)
         elif names:
             show(reason)
-    return sorted(chosen), len(absent)
+    return sorted(chosen), len(found) - len(chosen), len(absent)

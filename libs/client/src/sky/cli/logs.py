@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from sky.api import Gateway
 
 FOLLOW_TAIL = 1000
+FAILED = 100
 HOOKS = ("stop", "preemption", "down")
 
 
@@ -89,7 +90,10 @@ def _follow(api: Gateway, cluster: str, job_id: int | None, flags: dict[str, Any
     tail = flags["tail"]
     if tail is None and flags["follow"]:
         tail = FOLLOW_TAIL
-    return session.follow_job(api, cluster, job.job_id, follow=flags["follow"], tail=tail or None)
+    code = session.follow_job(api, cluster, job.job_id, follow=flags["follow"], tail=tail or None)
+    if code == FAILED:
+        session.describe_end(api, cluster, job.job_id)
+    return code
 
 
 def _no_job(cluster: str, job_id: int | None) -> int:
@@ -113,7 +117,9 @@ def _provision(api: Gateway, cluster: str, flags: dict[str, Any]) -> int:
     from sky.cli.session import copy_out
     from sky.net.transport import quote, read_pieces
 
-    query = {"follow": flags["follow"], "tail": flags["tail"] or None, "worker": flags["worker"]}
+    if flags["worker"]:
+        say(f"One log tells of all nodes; --worker {flags['worker']} shows the same.")
+    query = {"follow": flags["follow"], "tail": flags["tail"] or None}
     response = api.transport.open("GET", f"/clusters/{quote(cluster)}/provision-logs", query=query)
     copy_out(read_pieces(response))
     return 0

@@ -10,6 +10,27 @@ import click
 F = TypeVar("F", bound=Callable[..., Any])
 Decorator = Callable[[F], F]
 
+
+def complete_clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    from sky.cli.completion import cluster_names
+
+    return [name for name in cluster_names() if name.startswith(incomplete)]
+
+
+def _complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Left to the shell, which knows how to."""
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir" if param.name == "workdir" else "file")]
+
+
+def _complete_entrypoint(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The first word of `sky exec` is a cluster."""
+    if ctx.info_name == "exec" and not ctx.params.get("cluster") and not ctx.params.get("entrypoint"):
+        return complete_clusters(ctx, param, incomplete)
+    return _complete_files(ctx, param, incomplete)
+
+
 YES = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 ASYNC = click.option(
     "--async/--no-async", "async_", default=False, help="Print the request's id and return at once."
@@ -27,22 +48,17 @@ WAIT_FOR = click.option(
     help="What keeps a cluster from being idle.",
 )  # fmt: skip
 CLUSTER = click.option(
-    "-c", "--cluster", "--cluster-name", "cluster", default=None, help="Name of the cluster."
-)
-
-
-def _complete_clusters(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    from sky.cli.completion import cluster_names
-
-    return [name for name in cluster_names() if name.startswith(incomplete)]
+    "-c", "--cluster", "--cluster-name", "cluster", default=None, help="Name of the cluster.",
+    shell_complete=complete_clusters,
+)  # fmt: skip
 
 
 def clusters_argument(**settings: Any) -> Decorator[Any]:
-    return click.argument("clusters", nargs=-1, shell_complete=_complete_clusters, **settings)
+    return click.argument("clusters", nargs=-1, shell_complete=complete_clusters, **settings)
 
 
 def cluster_argument(**settings: Any) -> Decorator[Any]:
-    return click.argument("cluster", shell_complete=_complete_clusters, **settings)
+    return click.argument("cluster", shell_complete=complete_clusters, **settings)
 
 
 def options(*decorators: Decorator[Any]) -> Decorator[F]:
@@ -58,7 +74,8 @@ def options(*decorators: Decorator[Any]) -> Decorator[F]:
 
 TASK_OPTIONS = options(
     click.option("-n", "--name", default=None, help="Name of the task."),
-    click.option("--workdir", default=None, help="Sync this directory (instead of the file's workdir)."),
+    click.option("--workdir", default=None, help="Sync this directory (instead of the file's workdir).",
+                 shell_complete=_complete_files),
     click.option("--infra", default=None, help="Where: cloud[/region[/zone]], k8s/context, ssh/pool."),
     click.option("--cloud", default=None, hidden=True),
     click.option("--region", default=None, hidden=True),
@@ -77,9 +94,11 @@ TASK_OPTIONS = options(
     ),
     click.option("--use-spot/--no-use-spot", default=None, help="Ask for spot capacity."),
     click.option("--image-id", default=None, help="Image, docker:IMAGE, or none."),
-    click.option("--env-file", "env_file", multiple=True, help="File of NAME=VALUE lines. Repeatable."),
+    click.option("--env-file", "env_file", multiple=True, help="File of NAME=VALUE lines. Repeatable.",
+                 shell_complete=_complete_files),
     click.option("--env", "env", multiple=True, help="NAME=VALUE, or NAME to take it from here. Repeatable."),
-    click.option("--secret-file", "secret_file", multiple=True, help="As --env-file, for secrets. Repeatable."),
+    click.option("--secret-file", "secret_file", multiple=True, help="As --env-file, for secrets. Repeatable.",
+                 shell_complete=_complete_files),
     click.option("--secret", "secret", multiple=True, help="As --env, never shown or stored in clear. Repeatable."),
     click.option("--local-disk", default=None, help="Instance-attached disk: [mode:]size[+]."),
     click.option("--gpus", default=None, help="Accelerators: A100:8, V100:0.5."),
@@ -89,7 +108,9 @@ TASK_OPTIONS = options(
     click.option("--git-ref", default=None, help="Branch, tag or commit of --git-url."),
 )  # fmt: skip
 
-ENTRYPOINT = click.argument("entrypoint", nargs=-1, type=click.UNPROCESSED)
+ENTRYPOINT = click.argument(
+    "entrypoint", nargs=-1, type=click.UNPROCESSED, shell_complete=_complete_entrypoint
+)
 """Options may follow it (`sky launch task.yaml -c dev`); a command with options of its own is quoted or comes after `--`."""
 
 OVERRIDES = (

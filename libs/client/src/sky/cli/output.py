@@ -134,13 +134,12 @@ def shorten(text: str, limit: int) -> str:
 
 
 def print_json(value: Any) -> None:
+    """Contracts with all their fields, null where there is nothing to say: programs find the same keys in every row."""
     import json
 
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        from skyloom_common.core.wire import to_wire
+    from skyloom_common.core.wire import to_full_wire
 
-        value = to_wire(value)
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json.dumps(to_full_wire(value), indent=2, ensure_ascii=False))
 
 
 # --- times and numbers ---

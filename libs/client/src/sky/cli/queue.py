@@ -52,7 +52,7 @@ def queue(
             result[cluster.name] = [job for job in jobs if not (skip_finished and job.status.is_final)]
     if output == "json":
         print_json(result)
-    else:
+    elif result or not failures:
         _print(result)
     return 1 if failures else 0
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -42,9 +43,10 @@ def wait(api: Gateway, operation: Operation, text: str = "") -> Operation:
     """
     from sky.client.results import raise_for
 
-    if not operation.status.is_final:
-        _show_progress(api, operation, text)
-        operation = api.operation(operation.id)
+    with leaving_operation(operation):
+        if not operation.status.is_final:
+            _show_progress(api, operation, text)
+            operation = api.operation(operation.id)
     raise_for(operation)
     return operation
 
@@ -53,20 +55,42 @@ def _show_progress(api: Gateway, operation: Operation, text: str) -> None:
     from sky.cli.progress import Progress
     from sky.net.follow import operation_events
 
+    with Progress(text or f"{operation.kind} {operation.target}") as progress:
+        events = operation_events(
+            api.transport,
+            operation.id,
+            on_reconnect=lambda: progress.update("The connection to the API server broke; trying again"),
+        )
+        for event in events:
+            _show_event(progress, event)
+
+
+@contextlib.contextmanager
+def leaving(*lines: str) -> Iterator[None]:
+    """What Ctrl-C leaves behind, said once: of blocks that lie in each other the inner one speaks."""
     try:
-        with Progress(text or f"{operation.kind} {operation.target}") as progress:
-            events = operation_events(
-                api.transport,
-                operation.id,
-                on_reconnect=lambda: progress.update("The connection to the API server broke; trying again"),
-            )
-            for event in events:
-                _show_event(progress, event)
-    except KeyboardInterrupt:
-        say(f"\nStopped waiting; the {operation.kind} of {operation.target!r} goes on.")
-        say(f"To come back to it:  sky api logs {operation.id}")
-        say(f"To cancel it:        sky api cancel {operation.id}")
-        raise
+        yield
+    except KeyboardInterrupt as error:
+        if not error.args:
+            sys.stdout.flush()
+            say("\n" + "\n".join(lines))
+        raise KeyboardInterrupt("said") from error
+
+
+def leaving_operation(operation: Operation) -> contextlib.AbstractContextManager[None]:
+    return leaving(
+        f"Stopped waiting; the {operation.kind} of {operation.target!r} goes on.",
+        f"To come back to it:  sky api logs {operation.id}",
+        f"To cancel it:        sky api cancel {operation.id}",
+    )
+
+
+def leaving_job(cluster: str, job_id: int) -> contextlib.AbstractContextManager[None]:
+    return leaving(
+        f"Stopped following; job {job_id} on {cluster!r} goes on.",
+        f"To follow it again:  sky logs {cluster} {job_id}",
+        f"To cancel it:        sky cancel {cluster} {job_id}",
+    )
 
 
 def _show_event(progress: object, event: OperationEvent) -> None:
@@ -92,16 +116,10 @@ def follow_job(
     from sky.client.logs import find_job, open_log
     from skyloom_common.contracts.jobs import JobExitCode
 
-    stream = open_log(api, cluster, job_id, follow=follow, tail=tail, on_reconnect=_say_reconnecting)
-    try:
+    with leaving_job(cluster, job_id):
+        stream = open_log(api, cluster, job_id, follow=follow, tail=tail, on_reconnect=_say_reconnecting)
         copy_out(stream)
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        say(f"\nStopped following; job {job_id} on {cluster!r} goes on.")
-        say(f"To follow it again:  sky logs {cluster} {job_id}")
-        say(f"To cancel it:        sky cancel {cluster} {job_id}")
-        raise
-    job = find_job(api, cluster, job_id)
+        job = find_job(api, cluster, job_id)
     return int(JobExitCode.of(job.status if job else None))
 
 
@@ -123,7 +141,11 @@ def describe_end(api: Gateway, cluster: str, job_id: int) -> None:
     from sky.client.logs import find_job
 
     job = find_job(api, cluster, job_id)
-    if job is None or job.failure is None:
+    if job is None:
+        return
+    if job.failure is None:
+        if job.reason:
+            say(f"Job {job_id} failed: {job.reason}")
         return
     failure = job.failure
     code = f"exit code {failure.exit_code}" if failure.exit_code is not None else failure.reason

@@ -48,9 +48,12 @@ def status(clusters: tuple[str, ...], **flags: Any) -> int:
     rows = _rows(answer)
     _remember(rows, everything=not clusters and not flags["all_users"])
     if flags["output"] == "json":
-        print_json(answer)
+        from skyloom_common.contracts.clusters import Cluster
+        from skyloom_common.core.wire import from_wire
+
+        print_json([from_wire(Cluster, row) for row in answer])
         return _missing(clusters, rows)
-    _print_rows(rows, flags)
+    _print_rows(rows, flags, named=bool(clusters))
     return _missing(clusters, rows)
 
 
@@ -69,8 +72,10 @@ def _value_error(message: str) -> Exception:
 def _bare_value(api: Gateway, names: tuple[str, ...], flags: dict[str, Any]) -> int:
     flag = "--ip" if flags["ip"] else "--endpoints" if flags["endpoints"] else "--endpoint"
     rows = _rows(api.clusters_wire(names)) if names else []
-    if len(rows) != 1:
-        found = f"{len(rows)} match" if names else "none was given"
+    absent = _absent(names, rows)
+    if len(rows) != 1 or absent:
+        found = "none was given" if not names else f"{len(rows)} match"
+        found += f" and {', '.join(map(repr, absent))} does not exist" if absent else ""
         raise _value_error(f"{flag} needs exactly one cluster, but {found}: sky status {flag} NAME")
     cluster = rows[0]
     if flags["ip"]:
@@ -101,15 +106,22 @@ def _no_endpoint(cluster: ClusterRow, port: str | None) -> int:
 
 def _missing(names: tuple[str, ...], rows: list[ClusterRow]) -> int:
     """Names (not globs) that match nothing are said; exit 1 when all of them do."""
-    found = {row.name for row in rows}
-    absent = [name for name in names if not set("*?[") & set(name) and name not in found]
+    absent = _absent(names, rows)
     for name in absent:
         say(f"Cluster {name!r} does not exist.")
     return 1 if absent and not rows else 0
 
 
-def _print_rows(rows: list[ClusterRow], flags: dict[str, Any]) -> None:
+def _absent(names: tuple[str, ...], rows: list[ClusterRow]) -> list[str]:
+    found = {row.name for row in rows}
+    return [name for name in names if not set("*?[") & set(name) and name not in found]
+
+
+def _print_rows(rows: list[ClusterRow], flags: dict[str, Any], *, named: bool) -> None:
     show(paint("Clusters", "bold"))
+    if not rows and named:
+        show("No clusters match.")
+        return
     if not rows:
         show("No existing clusters.  To make one: sky launch -c NAME 'echo hi'")
         return

@@ -41,6 +41,7 @@ TREE: dict[str, list[tuple[str, list[tuple[str, str, str, str]]]]] = {
                 ("gpus", "", "Accelerators and their prices.", ""),
                 ("catalog", "", "The price catalog: its age, and current prices.", ""),
                 ("show-gpus", "sky.cli.infra:show_gpus", "Old name of `sky gpus list`.", "hidden"),
+                ("why", "sky.cli.why:why", "Say why a plan, a cluster, a job or a request is as it is.", ""),
                 ("cost-report", "sky.cli.cost:cost_report", "Show what clusters have cost.", ""),
                 ("api", "", "The API server: start, stop, login, requests.", ""),
             ],

@@ -65,7 +65,7 @@ def tail(
 def provision(
     api: Gateway, cluster: str, worker: int | None, follow: bool, lines: int, stream: IO[Any] | None
 ) -> int:
-    query = {"worker": worker, "follow": follow, "tail": lines or None}
+    query = {"follow": follow, "tail": lines or None}  # one log tells of all nodes, `worker` too
     copy(
         read_pieces(api.transport.open("GET", f"/clusters/{quote(cluster)}/provision-logs", query=query)),
         stream,

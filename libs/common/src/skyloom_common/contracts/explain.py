@@ -87,8 +87,9 @@ def _cost(plan: Plan) -> tuple[str, ...]:
 
 
 def _ranked(candidate: Candidate, number: int) -> str:
-    price = _price(candidate.offer.price_per_hour)
-    return f"{number}. {place_text(candidate.offer)}, {price}: {candidate.reason}"
+    price = candidate.offer.price_per_hour
+    cost = "" if price is None else f", {_price(price)}"
+    return f"{number}. {place_text(candidate.offer)}{cost}: {candidate.reason}"
 
 
 def _price(price: Optional[float]) -> str:

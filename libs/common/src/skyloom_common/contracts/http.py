@@ -14,7 +14,7 @@ Gateway, for clients, prefix /api/v1, bearer token of a user:
   POST /clusters/{name}/jobs/cancel            CancelJobs -> CancelledJobs
   GET  /clusters/{name}/jobs/{id}/logs         as the agent's, passed through (id "latest" allowed)
   GET  /clusters/{name}/jobs/{id}/archive      tar, passed through
-  GET  /clusters/{name}/provision-logs         ?follow -> text (the events of its newest launch/start operation)
+  GET  /clusters/{name}/provision-logs         ?follow &tail -> text (the events of its newest launch/start operation)
   GET  /cost-report                            ?days -> CostReport
   GET  /operations                             ?all=0|1 &limit &cluster -> OperationList (newest first)
   GET  /operations/{id or unique prefix}       Operation

@@ -190,7 +190,6 @@ class Proof:
     bound: float
     gap: float = 0.0
     method: str = ""
-    seconds: float = 0.0
 
     @property
     def optimal(self) -> bool:
@@ -231,6 +230,9 @@ class AcceleratorOffer:
     price_per_hour: Optional[float] = None
     spot_price_per_hour: Optional[float] = None
     as_of: str = ""
+    source: str = ""
+    """Where the price comes from; "own" for this deployment's own list."""
+    age_days: Optional[int] = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -73,7 +74,7 @@ class Database:
 
     @contextlib.asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        with _mapped():
+        with self._mapped():
             connection = await _connect(self._reader)
             try:
                 yield _settled_connection(connection)
@@ -84,13 +85,36 @@ class Database:
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction: committed when the block ends, rolled back when it raises."""
         async with self._writing if self.is_sqlite else contextlib.nullcontext():
-            with _mapped():
+            with self._mapped():
                 connection = await _connect(self._writer)
                 try:
                     async with _transaction(connection):
                         yield _settled_connection(connection)
                 finally:
                     await _settled(connection.close())
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        which = f"the database {self.url.database}" if self.is_sqlite else "the database"
+        try:
+            yield
+        except IntegrityError as error:
+            raise Duplicate(f"the row exists already or refers to none: {_words(error)}") from error
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            said = "cannot be used" if self.is_sqlite else "does not answer"
+            raise StoreUnavailable(f"{which} {said}: {_words(error)}") from error
+        except DBAPIError as error:
+            if _is_damage(error):
+                raise StoreUnavailable(
+                    f"{which} is damaged: {_words(error)}",
+                    hint="Put back a copy of it; or move it away, and a new one is made without what it knew.",
+                ) from error
+            if not error.connection_invalidated:
+                raise
+            raise StoreUnavailable(f"the database connection broke: {_words(error)}") from error
+        except (ConnectionError, FileNotFoundError) as error:
+            # asyncpg lets the socket's own error through while it connects.
+            raise StoreUnavailable(f"the database cannot be reached: {error}") from error
 
     async def ping(self) -> None:
         """Raises StoreUnavailable when the database does not answer."""
@@ -166,21 +190,9 @@ def _settled_connection(connection: AsyncConnection) -> AsyncConnection:
     return cast(AsyncConnection, _Settled(connection))
 
 
-@contextlib.contextmanager
-def _mapped() -> Iterator[None]:
-    try:
-        yield
-    except IntegrityError as error:
-        raise Duplicate(f"the row exists already or refers to none: {_words(error)}") from error
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise StoreUnavailable(f"the database does not answer: {_words(error)}") from error
-    except DBAPIError as error:
-        if not error.connection_invalidated:
-            raise
-        raise StoreUnavailable(f"the database connection broke: {_words(error)}") from error
-    except (ConnectionError, FileNotFoundError) as error:
-        # asyncpg lets the socket's own error through while it connects.
-        raise StoreUnavailable(f"the database cannot be reached: {error}") from error
+def _is_damage(error: DBAPIError) -> bool:
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def _words(error: Exception) -> str:

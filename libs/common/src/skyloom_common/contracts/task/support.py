@@ -7,11 +7,13 @@ those fields never appear here.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from skyloom_common.contracts.task.model import GitWorkdir, ResourcesSpec, StorageSpec, TaskSpec
 from skyloom_common.contracts.task.mounts import is_bucket
 from skyloom_common.contracts.task.problems import path_text
+from skyloom_common.contracts.task.variables import DOCKER_LOGIN
 
 FEATURES: dict[str, str] = {
     "docker": "run a task inside a container image",
@@ -48,15 +50,26 @@ def unsupported_at_launch(task: TaskSpec, *, features: Collection[str]) -> tuple
 def unsupported_at_exec(task: TaskSpec, *, features: Collection[str]) -> tuple[str, ...]:
     """The same for a task on a cluster that is there: mounts and most of the hardware are not asked for again."""
     every = task.resources
-    kept = replace(every, any_of=tuple(map(_runtime_of, every.any_of)), ordered=tuple(map(_runtime_of, every.ordered)))
-    bare = replace(task, resources=_runtime_of(kept), file_mounts={}, volumes={}, inputs={}, outputs={}, networking=None)
+    kept = replace(
+        every, any_of=tuple(map(_runtime_of, every.any_of)), ordered=tuple(map(_runtime_of, every.ordered))
+    )
+    bare = replace(
+        task, resources=_runtime_of(kept), file_mounts={}, volumes={}, inputs={}, outputs={}, networking=None
+    )
     return unsupported_at_launch(bare, features=features)
 
 
 def _runtime_of(resources: ResourcesSpec) -> ResourcesSpec:
     """Without what only the making of machines heeds."""
     return replace(
-        resources, disk_tier=None, local_disk=None, network_tier=None, accelerator_args=None, volumes=(), autostop=None, ports=()
+        resources,
+        disk_tier=None,
+        local_disk=None,
+        network_tier=None,
+        accelerator_args={},
+        volumes=(),
+        autostop=None,
+        ports=(),
     )
 
 
@@ -74,6 +87,10 @@ def ignored_at_launch(task: TaskSpec) -> tuple[str, ...]:
         notices.append(f"resources.job_recovery {_FOR_MANAGED_JOBS}")
     if any(one.priority is not None or one.priority_class for one in every):
         notices.append(f"resources.priority {_FOR_MANAGED_JOBS}")
+    if any(name in task.envs or name in task.secrets for name in DOCKER_LOGIN) and not any(
+        one.image_id for one in every
+    ):
+        notices.append(f"{DOCKER_LOGIN[0]} is ignored: no container image is asked for")
     return tuple(notices)
 
 

@@ -1,0 +1,83 @@
+"""sky catalog status and refresh: tables, exit codes, what is told of parts that were not taken."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from skyloom_common.contracts.catalog import (
+    CatalogChange,
+    CatalogCloud,
+    CatalogInfo,
+    CatalogRefresh,
+    CatalogRefreshRequest,
+    CloudRefresh,
+)
+
+Sky = Callable[..., Any]
+CHANGES = (
+    CatalogChange("up", "azure", "westeurope", "", "Standard_ND96isr_H100_v5", False, 80.0, 100.0),
+    CatalogChange("gone", "azure", "eastus", "", "Standard_A0", False, 0.02, None),
+)
+AZURE = CloudRefresh(
+    "azure", "refreshed", parts=60, parts_done=60, parts_resumed=12, offers=66446, new=3, gone=81, up=422, held=1,
+    refused={"brazilsouth": "the list is empty"}, changes=CHANGES, notes=("Standard_D2s_v5 in eastus: price from $1 to $9",),
+)  # fmt: skip
+CLOUDS = (
+    CatalogCloud("azure", 66446, 1779, 63, 66000, 55000, "2026-11-22", "2026-11-22", 0, time.time() - 120),
+    CatalogCloud("scp", 443, 73, 7, 443, 0, "2023-05", "2023-05", 1270),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sky.cli.catalog.POLL_SECONDS", 0.0)
+
+
+def info(status: str = "partly", **more: Any) -> CatalogInfo:
+    refresh = CatalogRefresh("r1", status, time.time() - 5, clouds=(AZURE,), **more)
+    return CatalogInfo("abc123", 190525, 7000, 79, CLOUDS, own_offers=2, refresh=refresh)
+
+
+def test_status_shows_the_stalest_first(fake: Any, sky: Sky) -> None:
+    fake.catalog = [replace(info(), problems=("offers.yaml:3: prices[0].prize: unknown field",))]
+    ran = sky("catalog", "status")
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["CLOUD", "OFFERS", "PRICED", "SPOT", "REGIONS", "NEWEST", "AGE", "REFRESHED"]
+    assert lines[1].split()[:2] == ["scp", "443"] and "1270d" in lines[1]
+    assert lines[2].split()[:2] == ["azure", "66,446"] and "2 mins ago" in lines[2]
+    assert "2 own prices" in ran.err and "offers.yaml:3" in ran.err
+    assert sky("catalog", "status", "--cloud", "scp").out.splitlines()[1].startswith("scp")
+    assert json.loads(sky("catalog", "status", "-o", "json").out)["version"] == "abc123"
+
+
+def test_refresh_follows_to_the_end_and_tells_what_changed(fake: Any, sky: Sky) -> None:
+    fake.catalog = [info("running"), info("running"), info()]
+    ran = sky("catalog", "refresh", "--cloud", "Azure", "--all-regions")
+    assert ran.code == 0
+    assert fake.refresh_asked == [CatalogRefreshRequest(("azure",), True, False)]
+    assert "60/60 (12 resumed)" in ran.out
+    assert "up" in ran.out and "100.00" in ran.out and "+25%" in ran.out
+    assert "azure brazilsouth: not taken: the list is empty" in ran.err
+    assert "price from $1" not in ran.err
+    assert "price from $1" in sky("catalog", "refresh", "-v").err
+
+
+def test_a_failed_refresh_is_exit_code_one_and_async_does_not_wait(fake: Any, sky: Sky) -> None:
+    fake.catalog = [info("failed", message="nothing answers")]
+    ran = sky("catalog", "refresh", "--force")
+    assert ran.code == 1 and "failed. nothing answers" in ran.err
+    assert fake.refresh_asked[0].force
+    assert sky("catalog", "refresh", "--async").code == 0
+
+
+def test_changes_as_json(fake: Any, sky: Sky) -> None:
+    fake.catalog = [info()]
+    found = json.loads(sky("catalog", "refresh", "-o", "json").out)
+    assert found["clouds"][0]["changes"][0]["after"] == 100.0
