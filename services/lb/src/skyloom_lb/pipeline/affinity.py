@@ -12,11 +12,26 @@ from hashlib import blake2b
 from skyloom_lb.pipeline.least import Least, by_load
 from skyloom_lb.pipeline.model import LbRequest, LiveEndpoint
 
-_POINTS = 64
+_POINTS = ((128, 64), (512, 16), (1 << 30, 8))
+"""Points on the ring for each endpoint, by how many endpoints there are: fewer are a subset, so most sessions stay."""
 
 
 def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+class _Loads:
+    """The sum of what all members have in flight, kept up to date."""
+
+    def __init__(self, endpoints: Sequence[LiveEndpoint] = ()) -> None:
+        self._of = {one: one.in_flight for one in endpoints}
+        self.total = sum(self._of.values())
+
+    def changed(self, endpoint: LiveEndpoint) -> None:
+        before = self._of.get(endpoint)
+        if before is not None:
+            self.total += endpoint.in_flight - before
+            self._of[endpoint] = endpoint.in_flight
 
 
 class SessionAffinity:
@@ -34,35 +49,34 @@ class SessionAffinity:
         self._points: list[int] = []
         self._owners: list[LiveEndpoint] = []
         self._endpoints: list[LiveEndpoint] = []
-        self._load: dict[str, int] = {}
-        self._total = 0
+        self._hashes: dict[str, list[int]] = {}
+        self._load = _Loads()
 
     def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
         self._endpoints = list(endpoints)
-        ring = sorted(
-            (
-                (_hash(f"{one.id}#{point}"), one)
-                for one in endpoints
-                for point in range(max(1, round(_POINTS * min(one.weight, 16.0))))
-            ),
-            key=lambda pair: (pair[0], pair[1].id),
-        )
-        self._points = [point for point, _ in ring]
-        self._owners = [one for _, one in ring]
-        self._load = {one.id: one.in_flight for one in endpoints}
-        self._total = sum(self._load.values())
+        each = next(points for upto, points in _POINTS if len(endpoints) <= upto)
+        hashes = {one.id: self._hashes_of(one, each) for one in endpoints}
+        self._hashes = hashes
+        owners = {point: one for one in endpoints for point in hashes[one.id]}
+        self._points = sorted(owners)
+        self._owners = [owners[point] for point in self._points]
+        self._load = _Loads(endpoints)
         self._otherwise.rebuild(endpoints)
 
+    def _hashes_of(self, endpoint: LiveEndpoint, each: int) -> list[int]:
+        """Kept from the ring before: a change of one endpoint must not cost the hashes of all."""
+        wanted = max(1, round(each * min(endpoint.weight, 16.0)))
+        known = self._hashes.get(endpoint.id, [])[:wanted]
+        return known + [_hash(f"{endpoint.id}#{point}") for point in range(len(known), wanted)]
+
     def changed(self, endpoint: LiveEndpoint) -> None:
-        if endpoint.id in self._load:
-            self._total += endpoint.in_flight - self._load[endpoint.id]
-            self._load[endpoint.id] = endpoint.in_flight
+        self._load.changed(endpoint)
         self._otherwise.changed(endpoint)
 
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
         if not request.session or not self._points:
             return self._otherwise.pick(request, exclude)
-        limit = self._slack * (self._total + 1) / len(self._endpoints) + 1
+        limit = self._slack * (self._load.total + 1) / len(self._endpoints) + 1
         start = bisect_right(self._points, _hash(request.session))
         seen: set[str] = set()
         for step in range(len(self._owners)):
@@ -96,8 +110,7 @@ class PrefixAffinity:
         self._young: dict[int, LiveEndpoint] = {}
         self._old: dict[int, LiveEndpoint] = {}
         self._members: dict[str, LiveEndpoint] = {}
-        self._load: dict[str, int] = {}
-        self._total = 0
+        self._load = _Loads()
         self._otherwise = Least("least_load", by_load)
 
     def __len__(self) -> int:
@@ -105,14 +118,11 @@ class PrefixAffinity:
 
     def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
         self._members = {one.id: one for one in endpoints}
-        self._load = {one.id: one.in_flight for one in endpoints}
-        self._total = sum(self._load.values())
+        self._load = _Loads(endpoints)
         self._otherwise.rebuild(endpoints)
 
     def changed(self, endpoint: LiveEndpoint) -> None:
-        if endpoint.id in self._load:
-            self._total += endpoint.in_flight - self._load[endpoint.id]
-            self._load[endpoint.id] = endpoint.in_flight
+        self._load.changed(endpoint)
         self._otherwise.changed(endpoint)
 
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
@@ -140,7 +150,7 @@ class PrefixAffinity:
     def _longest(self, keys: list[int], exclude: Container[str]) -> LiveEndpoint | None:
         if not self._members:
             return None
-        limit = self._slack * (self._total + 1) / len(self._members) + 1
+        limit = self._slack * (self._load.total + 1) / len(self._members) + 1
         for key in reversed(keys):
             endpoint = self._young.get(key) or self._old.get(key)
             if endpoint is None or self._members.get(endpoint.id) is not endpoint or endpoint.id in exclude:

@@ -19,6 +19,9 @@ class LbRequest:
     zone: str = ""
 
 
+NO_FACTS = LbRequest()
+
+
 class LiveEndpoint:
     """One endpoint as this process sees it. Only the exchange of a request and the health sweep change it.
 
@@ -62,7 +65,7 @@ class LiveEndpoint:
 class Random(Protocol):
     def random(self) -> float: ...
 
-    def randrange(self, stop: int) -> int: ...
+    def randrange(self, stop: int, /) -> int: ...
 
 
 class Policy(Protocol):

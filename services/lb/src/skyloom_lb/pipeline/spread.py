@@ -8,6 +8,8 @@ from itertools import accumulate
 
 from skyloom_lb.pipeline.model import LbRequest, LiveEndpoint, Random
 
+_FAIR_SHARE = 1 / 64
+
 
 class RoundRobin:
     """In turn, by weight: smooth weighted round robin, so that a heavy endpoint's turns are spread out."""
@@ -17,16 +19,19 @@ class RoundRobin:
     def __init__(self) -> None:
         self._endpoints: list[LiveEndpoint] = []
         self._credit: dict[str, float] = {}
+        self._weights: dict[str, float] = {}
         self._even = True
         self._next = 0
 
     def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
         self._endpoints = list(endpoints)
         self._credit = {one.id: self._credit.get(one.id, 0.0) for one in endpoints}
-        self._even = len({one.effective_weight for one in endpoints}) <= 1
+        self._weights = {one.id: one.effective_weight for one in endpoints}
+        self._even = len(set(self._weights.values())) <= 1
 
     def changed(self, endpoint: LiveEndpoint) -> None:
-        self._even = self._even and endpoint.effective_weight == self._endpoints[0].effective_weight
+        if self._weights.get(endpoint.id, endpoint.effective_weight) != endpoint.effective_weight:
+            self.rebuild(self._endpoints)
 
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
         return self._in_turn(exclude) if self._even else self._by_credit(exclude)
@@ -60,19 +65,23 @@ class RandomByWeight:
         self._random = random
         self._endpoints: list[LiveEndpoint] = []
         self._upto: list[float] = []
+        self._weights: dict[str, float] = {}
 
     def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
         self._endpoints = list(endpoints)
+        self._weights = {one.id: one.effective_weight for one in endpoints}
         self._upto = list(accumulate(one.effective_weight for one in endpoints))
 
     def changed(self, endpoint: LiveEndpoint) -> None:
-        """Weights are read at the next rebuild; a share that is a sweep old does no harm."""
+        if self._weights.get(endpoint.id, endpoint.effective_weight) != endpoint.effective_weight:
+            self.rebuild(self._endpoints)
 
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
         for _ in range(4):
             if not self._endpoints:
                 return None
-            endpoint = self._endpoints[bisect_right(self._upto, self._random.random() * self._upto[-1])]
+            at = bisect_right(self._upto, self._random.random() * self._upto[-1])
+            endpoint = self._endpoints[min(at, len(self._endpoints) - 1)]
             if endpoint.id not in exclude:
                 return endpoint
         left = [one for one in self._endpoints if one.id not in exclude]
@@ -80,7 +89,10 @@ class RandomByWeight:
 
 
 class PowerOfTwo:
-    """The less loaded of two random ones: nearly as even as least load, and no herd when several balancers choose at once."""
+    """The less loaded of two random ones: nearly as even as least load, and no herd when several balancers choose at once.
+
+    One pick in 64 takes the first of the two as it is: a light endpoint must not wait for ever while heavy ones are idle.
+    """
 
     name = "power_of_two"
 
@@ -99,6 +111,8 @@ class PowerOfTwo:
         if len(left) < 2:
             return left[0] if left else None
         first = self._random.randrange(len(left))
+        if self._random.random() < _FAIR_SHARE:
+            return left[first]
         second = self._random.randrange(len(left) - 1)
         second += second >= first
         one, other = left[first], left[second]

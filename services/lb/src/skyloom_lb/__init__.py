@@ -1,0 +1,1 @@
+"""The load balancer: one request, one endpoint; it never decides how many replicas there are."""

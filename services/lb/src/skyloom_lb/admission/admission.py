@@ -1,0 +1,370 @@
+"""Whether a request may start now, later, or not: rates, concurrency, queues, and services that sleep.
+
+Order: rates (429, at once), an endpoint (held until there is one), a place (queued in a fair order). What was taken is given
+back exactly once, however the request ended. One per process; survives reloads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from skyloom_lb.admission.config import Limits, ServiceLimits
+from skyloom_lb.admission.gate import Gate, Slots
+from skyloom_lb.admission.shared import RedisScript, SharedBucket
+from skyloom_lb.exchange import FREE, ClientStream, Outcome, Permit, Refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+_FIRST_WORD = 1.0
+"""Seconds after which a held stream hears from us for the first time."""
+_KEEP_ALIVE = b": waiting for a replica\n\n"
+_WANTED_EVERY = 1.0
+_MAX_IDLE_KEYS = 10_000
+
+
+class Sleeper(Protocol):
+    """What is asked of a service: has it somebody to serve?"""
+
+    name: str
+
+    @property
+    def eligible(self) -> Any: ...
+
+
+class Taken:
+    """What one limit set (a key's or a service's) counts: rates and places."""
+
+    __slots__ = ("limits", "name", "requests", "slots", "tokens")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.limits = Limits()
+        self.slots = Slots(name)
+        self.requests: SharedBucket | None = None
+        self.tokens: SharedBucket | None = None
+
+    def configure(self, limits: Limits, workers: int, script: RedisScript | None, now: float) -> None:
+        self.limits = limits
+        self.slots.limit = -(-limits.concurrency // workers)
+        per_process = 1 if script is not None else workers
+        self.requests = self._bucket(
+            "requests", self.requests, limits.requests_per_minute / per_process, script, now
+        )
+        self.tokens = self._bucket("tokens", self.tokens, limits.tokens_per_minute / per_process, script, now)
+
+    def _bucket(
+        self, what: str, old: SharedBucket | None, per_minute: float, script: RedisScript | None, now: float
+    ) -> SharedBucket | None:
+        if not per_minute:
+            return None
+        if old is None:
+            return SharedBucket(f"{self.name}:{what}", per_minute, script, now)
+        old.resized(per_minute, now)
+        return old
+
+
+class Place:
+    """The permit of a request that counts somewhere."""
+
+    __slots__ = ("_admission", "_estimate", "_gate", "_key", "_service")
+
+    def __init__(self, admission: Admission, gate: Gate, service: Taken, key: Taken, estimate: float) -> None:
+        self._admission = admission
+        self._gate = gate
+        self._service = service
+        self._key = key
+        self._estimate = estimate
+
+    def release(self, outcome: Outcome) -> None:
+        self._gate.leave(self._key.slots)
+        if not outcome.ended:  # it goes on elsewhere, and is admitted there anew
+            self._admission.rates_back(self._key, self._service, self._estimate)
+        elif self._estimate:
+            used = outcome.prompt_tokens + outcome.completion_tokens
+            if used or outcome.status >= 400 or not outcome.first_byte:
+                over = self._estimate - used
+                now = self._admission.clock()
+                for one in (self._key.tokens, self._service.tokens):
+                    if one is not None:
+                        one.correct(over, now)
+        self._admission.left(self._gate)
+
+
+class Waiting:
+    """An awaitable that becomes a coroutine only when somebody awaits it."""
+
+    __slots__ = ("_run",)
+
+    def __init__(self, run: Callable[[], Awaitable[Permit | Refusal]]) -> None:
+        self._run = run
+
+    def __await__(self) -> Generator[Any, Any, Permit | Refusal]:
+        return self._run().__await__()
+
+
+class Admission:
+    def __init__(
+        self,
+        script: RedisScript | None = None,
+        wanted: Callable[[str], None] = lambda service: None,
+        workers: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._script = script
+        self._wanted = wanted
+        self._workers = workers
+        self._settings: dict[str, ServiceLimits] = {}
+        self._gates: dict[str, Gate] = {}
+        self._services: dict[str, Taken] = {}
+        self._keys: dict[str, Taken] = {}
+        self._held: dict[str, list[asyncio.Future[None]]] = {}
+        self._sleepers: dict[str, Sleeper] = {}
+        self._asked_at: dict[str, float] = {}
+        self._crowded: set[Gate] = set()
+        self._giving_back: set[asyncio.Task[None]] = set()
+        self.nobody = Taken("")
+
+    # --- settings
+
+    def configure(self, services: Mapping[str, ServiceLimits]) -> None:
+        now = self.clock()
+        for name, settings in services.items():
+            self._settings[name] = settings
+            taken = self._services.get(name)
+            if taken is None:
+                taken = self._services[name] = Taken(f"service:{name}")
+                self._gates[name] = Gate()
+            taken.configure(settings.limits, self._workers, self._script, now)
+            self._gates[name].slots.limit = taken.slots.limit
+        for gate in self._crowded:
+            gate.grant()
+
+    def key(self, name: str, limits: Limits) -> Taken:
+        """The counts of a key; the same object for the same name, whatever its limits become."""
+        taken = self._keys.get(name)
+        if taken is None:
+            taken = self._keys[name] = Taken(f"key:{name}")
+        taken.configure(limits, self._workers, self._script, self.clock())
+        return taken
+
+    # --- one request
+
+    def admit(
+        self, service: Sleeper, key: Taken, priority: int, estimate: float, client: ClientStream | None,
+        has_fallback: bool = False,
+    ) -> Permit | Refusal | Awaitable[Permit | Refusal]:  # fmt: skip
+        """`client` is that of a stream, which can be told that it waits; None for any other request."""
+        settings = self._settings.get(service.name)
+        if settings is None:
+            return FREE
+        taken, gate = self._services[service.name], self._gates[service.name]
+        asleep = not service.eligible
+        if asleep:
+            self._want(service.name)
+        if not asleep and not key.limits.any and not taken.limits.any:
+            return FREE
+        hold = asleep and settings.hold_seconds > 0 and not has_fallback
+        known = self._rates_now(key, taken, estimate)
+        if isinstance(known, Refusal):
+            return known
+        if known and not hold and gate.enter(key.slots):
+            return Place(self, gate, taken, key, estimate)
+
+        async def run() -> Permit | Refusal:
+            return await self._wait(service, settings, key, priority, estimate, client, known, hold)
+
+        return Waiting(run)
+
+    def _rates_now(self, key: Taken, service: Taken, estimate: float) -> bool | Refusal:
+        """True = taken, False = only Redis knows (nothing was taken)."""
+        now = self.clock()
+        took: list[tuple[SharedBucket, float]] = []
+        for bucket, amount, words in _rates(key, service, estimate):
+            wait = bucket.take_now(amount, now)
+            if wait == 0.0:
+                took.append((bucket, amount))
+                continue
+            for one, given in took:
+                one.correct(given, now)
+            return False if wait is None else _too_many(words, wait)
+        return True
+
+    async def _rates_asked(self, key: Taken, service: Taken, estimate: float) -> Refusal | None:
+        took: list[tuple[SharedBucket, float]] = []
+        done = False
+        try:
+            for bucket, amount, words in _rates(key, service, estimate):
+                wait = await bucket.take(amount, self.clock)
+                if wait:
+                    return _too_many(words, wait)
+                took.append((bucket, amount))
+            done = True
+            return None
+        finally:
+            if not done:
+                for one, given in took:
+                    one.correct(given, self.clock())
+
+    async def _wait(
+        self, service: Sleeper, settings: ServiceLimits, key: Taken, priority: int, estimate: float,
+        client: ClientStream | None, rates_taken: bool, hold: bool,
+    ) -> Permit | Refusal:  # fmt: skip
+        taken, gate = self._services[service.name], self._gates[service.name]
+        entered = False
+        try:
+            if not rates_taken:
+                refusal = await self._rates_asked(key, taken, estimate)
+                if refusal is not None:
+                    return refusal
+                rates_taken = True
+            if hold:
+                refusal = await self._hold(service, settings, client)
+                if refusal is not None:
+                    return refusal
+            refusal = await self._queue(settings, gate, service.name, key, priority, estimate)
+            entered = refusal is None
+            return Place(self, gate, taken, key, estimate) if refusal is None else refusal
+        finally:
+            if rates_taken and not entered:
+                self.rates_back(key, taken, estimate)
+
+    def rates_back(self, key: Taken, service: Taken, estimate: float) -> None:
+        for bucket, amount, _ in _rates(key, service, estimate):
+            bucket.correct(amount, self.clock())
+
+    # --- the queue
+
+    async def _queue(
+        self, settings: ServiceLimits, gate: Gate, name: str, key: Taken, priority: int, cost: float
+    ) -> Refusal | None:
+        if gate.enter(key.slots):
+            return None
+        full = self._queue_refusal(gate, name, key, settings.queue_seconds)
+        if len(gate) >= settings.queue or not settings.queue_seconds:
+            return full
+        waiter = gate.join(key.slots, priority, cost)
+        self._crowded.add(gate)
+        try:
+            async with asyncio.timeout(settings.queue_seconds):
+                await waiter.entered
+            return None
+        except TimeoutError:
+            if gate.give_up(waiter):
+                return full
+            return None
+        except asyncio.CancelledError:
+            if not gate.give_up(waiter):
+                gate.leave(key.slots)
+                self.left(gate)
+            raise
+
+    def _queue_refusal(self, gate: Gate, name: str, key: Taken, seconds: float) -> Refusal:
+        again = min(max(1.0, seconds / 4), 30.0)
+        if not key.slots.free:
+            words = f"This API key may have {key.limits.concurrency} requests at once, and all of them run."
+            return Refusal(429, "too_many_concurrent_requests", words, retry_after=again)
+        words = f"Service {name} is at its limit and {len(gate)} requests wait already."
+        return Refusal(503, "overloaded", words, retry_after=again)
+
+    def left(self, gate: Gate) -> None:
+        """A place is free: of this gate, and of a key that may wait at others."""
+        if not self._crowded:
+            return
+        gate.grant()
+        for one in tuple(self._crowded):
+            if not len(one):
+                self._crowded.discard(one)
+            elif one is not gate:
+                one.grant()
+
+    # --- services that sleep
+
+    def _want(self, name: str) -> None:
+        now = self.clock()
+        if now - self._asked_at.get(name, -_WANTED_EVERY) >= _WANTED_EVERY:
+            self._asked_at[name] = now
+            self._wanted(name)
+
+    async def _hold(
+        self, service: Sleeper, settings: ServiceLimits, client: ClientStream | None
+    ) -> Refusal | None:
+        held = self._held.setdefault(service.name, [])
+        if len(held) >= settings.hold_requests:
+            words = f"Service {service.name} is starting and {len(held)} requests wait already."
+            return Refusal(503, "starting", words, retry_after=5.0)
+        self._sleepers[service.name] = service
+        ends = self.clock() + settings.hold_seconds
+        word_at = self.clock() + _FIRST_WORD
+        while not service.eligible:
+            now = self.clock()
+            if now >= ends:
+                words = (
+                    f"Service {service.name} has no endpoint after {settings.hold_seconds:g} s of waiting."
+                )
+                return Refusal(503, "no_endpoint", words, retry_after=10.0)
+            if client is not None and now >= word_at:
+                client.begin_stream()
+                client.send_payload(_KEEP_ALIVE)
+                word_at = now + settings.keep_alive_seconds
+            self._want(service.name)
+            await self._woken(held, min(ends, word_at if client is not None else ends) - now)
+        return None
+
+    async def _woken(self, held: list[asyncio.Future[None]], seconds: float) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        held.append(future)
+        try:
+            async with asyncio.timeout(min(seconds, _WANTED_EVERY)):
+                await future
+        except TimeoutError:
+            pass
+        finally:
+            held.remove(future)
+
+    def sweep(self, now: float) -> None:
+        """Wakes who waited for an endpoint that is there now, and gives unused advances back."""
+        for name, held in self._held.items():
+            if held and self._sleepers[name].eligible:
+                for future in held:
+                    if not future.done():
+                        future.set_result(None)
+        if self._script is not None and not self._script.away:
+            for taken in (*self._keys.values(), *self._services.values()):
+                for bucket in (taken.requests, taken.tokens):
+                    if bucket is not None and bucket.idle_credit(now):
+                        self._start(bucket.give_back(now))
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._giving_back.add(task)
+        task.add_done_callback(self._giving_back.discard)
+
+    def counts(self) -> dict[str, int]:
+        """All of them are 0 when nothing runs."""
+        return {
+            "active": sum(gate.slots.active for gate in self._gates.values()),
+            "key_active": sum(key.slots.active for key in self._keys.values()) + self.nobody.slots.active,
+            "queued": sum(len(gate) for gate in self._gates.values()),
+            "held": sum(len(held) for held in self._held.values()),
+        }
+
+
+def _rates(key: Taken, service: Taken, estimate: float) -> list[tuple[SharedBucket, float, str]]:
+    found: list[tuple[SharedBucket, float, str]] = []
+    for taken, whose in ((key, "This API key"), (service, "This service")):
+        if taken.requests is not None:
+            words = f"{whose} may have {taken.limits.requests_per_minute:g} requests a minute."
+            found.append((taken.requests, 1.0, words))
+        if taken.tokens is not None and estimate:
+            words = f"{whose} may have {taken.limits.tokens_per_minute:g} tokens a minute."
+            found.append((taken.tokens, estimate, words))
+    return found
+
+
+def _too_many(words: str, wait: float) -> Refusal:
+    return Refusal(429, "rate_limit_exceeded", words, retry_after=wait)

@@ -1,0 +1,59 @@
+"""Limits as the settings and the keys file write them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from skyloom_common.core.errors import InvalidRequest
+from skyloom_common.core.wire import from_wire
+
+
+@dataclass(frozen=True)
+class Limits:
+    """0 = no limit. `concurrency` is shared out evenly among the workers of one balancer."""
+
+    concurrency: int = 0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+
+    @property
+    def any(self) -> bool:
+        return bool(self.concurrency or self.requests_per_minute or self.tokens_per_minute)
+
+
+@dataclass(frozen=True)
+class ServiceLimits:
+    """A service's limits, its queue, and how long a request waits for a service that has no endpoint.
+
+    `hold_seconds` 0 = not at all. `keep_alive_seconds`: how often a held stream hears from us.
+    """
+
+    concurrency: int = 0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+    queue: int = 1000
+    queue_seconds: float = 30.0
+    hold_seconds: float = 0.0
+    hold_requests: int = 1000
+    keep_alive_seconds: float = 10.0
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.concurrency, self.requests_per_minute, self.tokens_per_minute)
+
+
+def service_limits(name: str, data: Mapping[str, Any]) -> ServiceLimits:
+    return not_negative(
+        from_wire(ServiceLimits, dict(data), strict=True, path=f"services.{name}.limits"),
+        f"services.{name}.limits",
+    )
+
+
+def not_negative(limits: Any, where: str) -> Any:
+    for one in dataclasses.fields(limits):
+        if getattr(limits, one.name) < 0:
+            raise InvalidRequest(f"{where}.{one.name}: {getattr(limits, one.name):g} is below 0")
+    return limits

@@ -1,0 +1,240 @@
+"""What both lanes of one process share: services, front, live exchanges, the sweep, and the end of every request.
+
+It opens no listener and reads no file: `main` and `workers` do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING, cast
+
+from skyloom_common.contracts.endpoints import Endpoint
+from skyloom_lb.exchange import Front, Outcome, PlainFront
+from skyloom_lb.fast.entry import Entry
+from skyloom_lb.fast.front import FrontConnection
+from skyloom_lb.fast.upstream import Pool
+from skyloom_lb.observe.accesslog import AccessLog
+from skyloom_lb.observe.stats import Labelled, bump
+from skyloom_lb.service import Backend, Service
+from skyloom_lb.settings import ServiceSettings, Settings
+from skyloom_lb.wire.forwarded import forwarded_lines
+from skyloom_lb.wire.request import RequestHead
+
+if TYPE_CHECKING:
+    from skyloom_lb.careful.lane import CarefulLane
+
+SWEEP_SECONDS = 0.25
+MakeFront = Callable[["Balancer"], Front]
+_log = logging.getLogger(__name__)
+
+
+class Balancer:
+    careful: CarefulLane
+
+    def __init__(
+        self,
+        settings: Settings,
+        make_front: MakeFront = lambda balancer: PlainFront(balancer.services),
+        random: Random | None = None,
+        access_log: AccessLog | None = None,
+    ) -> None:
+        self.services: dict[str, Service] = {}
+        self.exchanges: set[Entry] = set()
+        self.fronts: set[FrontConnection] = set()
+        self.draining = False
+        self.models = Labelled()
+        self.keys = Labelled()
+        self.early: dict[str, int] = {}
+        self.max_connections = settings.max_connections or 1_000_000
+        self.access_log = access_log
+        self.after_sweep: list[Callable[[float], None]] = []
+        self._random = random or Random()
+        self._make_front = make_front
+        self._client_tls: ssl.SSLContext | None = None
+        self._closing: list[tuple[float, asyncio.Transport]] = []
+        self._id_prefix = os.urandom(6).hex().encode()
+        self._ids = 0
+        self.configure(settings)
+
+    # --- settings and endpoints
+
+    def configure(self, settings: Settings) -> None:
+        """Also at run time: requests that run keep what they began with."""
+        self.settings = settings
+        self._trusted = tuple(ipaddress.ip_network(one, strict=False) for one in settings.trusted_proxies)
+        now = time.monotonic()
+        for name in [name for name in self.services if name not in settings.services]:
+            self.services[name].apply((), now)
+            if name not in settings.redis_services and not (
+                settings.redis_url and not settings.redis_services
+            ):
+                del self.services[name]
+        for name, one in settings.services.items():
+            self._configure_service(name, one, now)
+        self.front = self._make_front(self)
+
+    def _configure_service(self, name: str, settings: ServiceSettings, now: float) -> None:
+        service = self.services.get(name)
+        before = service.settings.endpoints if service is not None else ()
+        if service is None:
+            service = self.services[name] = Service(
+                settings, self._make_pool, self._random, self.settings.zone
+            )
+        else:
+            service.configure(settings)
+        if settings.endpoints != before:
+            service.apply(settings.endpoints, now)
+
+    def set_endpoints(self, name: str, endpoints: Sequence[Endpoint]) -> None:
+        """From a watched file or Redis; an unknown service is made with the default's settings."""
+        service = self.services.get(name)
+        if service is None:
+            like = self.settings.services.get("default", ServiceSettings())
+            made = replace(like, name=name, endpoints=(), hosts=(), path_prefix="")
+            service = self.services[name] = Service(made, self._make_pool, self._random, self.settings.zone)
+            self.front = self._make_front(self)
+        service.apply(endpoints, time.monotonic())
+
+    def _make_pool(self, backend: Backend, service: Service) -> Pool:
+        return Pool(backend, self.client_tls() if backend.address.tls else None)
+
+    def client_tls(self) -> ssl.SSLContext:
+        if self._client_tls is None:
+            self._client_tls = ssl.create_default_context()
+        return self._client_tls
+
+    # --- requests
+
+    def new_request_id(self) -> bytes:
+        self._ids += 1
+        return b"%b%08x" % (self._id_prefix, self._ids)
+
+    def forwarded_lines(self, peer: str, transport: asyncio.BaseTransport, head: RequestHead) -> bytes:
+        tls = transport.get_extra_info("sslcontext") is not None
+        return forwarded_lines(peer, tls, head, self._trusts(peer))
+
+    def _trusts(self, peer: str) -> bool:
+        if not self._trusted:
+            return False
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self._trusted)
+
+    def refused_early(self, code: str) -> None:
+        bump(self.early, code)
+
+    def finish(self, outcome: Outcome) -> None:
+        """Counts one request; both lanes call it exactly once for each."""
+        self.front.finish(outcome)  # first: it knows the last counts, and the cost
+        route, principal = outcome.route, outcome.principal
+        if route is not None:
+            self._count(outcome, route.service)
+            if route.model:
+                self._count_label(self.models, route.model, outcome)
+        elif outcome.refused:
+            bump(self.early, outcome.refused)
+        if principal is not None and principal.id:
+            self._count_label(self.keys, principal.id, outcome)
+        if self.access_log is not None:
+            self.access_log.add(outcome)
+
+    def _count(self, outcome: Outcome, service: Service) -> None:
+        stats = service.stats
+        stats.requests += 1
+        if outcome.refused:
+            bump(stats.refused, outcome.refused)
+        if outcome.error:
+            bump(stats.errors, outcome.error.partition(":")[0])
+        backend = service.backends.get(outcome.endpoint)
+        if backend is None or not outcome.first_byte:
+            return
+        counts = backend.stats
+        counts.statuses[outcome.status] = counts.statuses.get(outcome.status, 0) + 1
+        counts.latency.add(outcome.ended - outcome.started)
+        counts.first_byte.add(outcome.first_byte - outcome.started)
+        if outcome.prompt_tokens or outcome.completion_tokens:
+            counts.prompt_tokens += outcome.prompt_tokens
+            counts.completion_tokens += outcome.completion_tokens
+
+    def _count_label(self, labelled: Labelled, name: str, outcome: Outcome) -> None:
+        stats = labelled.of(name)
+        stats.requests += 1
+        stats.errors += bool(outcome.error or outcome.refused)
+        stats.prompt_tokens += outcome.prompt_tokens
+        stats.completion_tokens += outcome.completion_tokens
+        stats.cached_tokens += outcome.cached_tokens
+        stats.cost += outcome.cost or 0.0
+
+    # --- connections
+
+    def welcome(self, front: FrontConnection) -> bool:
+        if len(self.fronts) + self.careful.connections >= self.max_connections:
+            return False
+        self.fronts.add(front)
+        return True
+
+    def close_gently(self, transport: asyncio.Transport) -> None:
+        """A client that still sends must be able to read why: close at once would reset what it has not read."""
+        if transport.can_write_eof() and not transport.is_closing():
+            transport.write_eof()
+            self._closing.append((time.monotonic() + 1.0, transport))
+        else:
+            transport.close()
+
+    async def sweep_forever(self) -> None:
+        """Every time-out of the process hangs on this loop, and no other timer does."""
+        slow = 0
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            slow += 1
+            try:
+                self.sweep(time.monotonic(), all_fronts=slow % 4 == 0)
+            except Exception:
+                _log.exception("the sweep failed; it goes on")
+
+    def sweep(self, now: float, all_fronts: bool = True) -> None:
+        for exchange in tuple(self.exchanges):
+            exchange.check(now)
+        for service in self.services.values():
+            service.sweep(now)
+            for backend in service.backends.values():
+                cast(Pool, backend.pool).close_old(now)
+        while self._closing and self._closing[0][0] <= now:
+            self._closing.pop(0)[1].abort()
+        if all_fronts:
+            for front in tuple(self.fronts):
+                front.check(now)
+        for hook in self.after_sweep:
+            hook(now)
+
+    # --- the end
+
+    async def drain(self, seconds: float) -> None:
+        """Nothing new on any connection; what runs may finish within the bound, then it is cut."""
+        self.draining = True
+        for front in tuple(self.fronts):
+            if front.exchange is None:
+                front.transport.close()
+            else:
+                front.closing = True
+        ends = time.monotonic() + seconds
+        while (self.exchanges or self.careful.running) and time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+        for exchange in tuple(self.exchanges):
+            exchange.client.close_broken()
+            exchange.cancel("Drained")
+        for front in tuple(self.fronts):
+            front.transport.abort()
+        await self.careful.close(max(0.0, ends - time.monotonic()))
+        for service in self.services.values():
+            service.apply((), time.monotonic())

@@ -1,0 +1,310 @@
+"""The seams of one request: what both lanes ask the front (keys, models, limits) and what they tell it.
+
+Both lanes call the hooks in this order: `authenticate`, `route`, `admit`, then per attempt the endpoint's service, then
+`observer` once the final response head of a successful answer is there, `Observer.feed` for its payload, and `finish` exactly
+once however the request ended. Everything but `admit` returns at once. No hook does I/O on the hot path; none may raise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
+from skyloom_lb.wire.request import IDEMPOTENT, RequestHead
+
+if TYPE_CHECKING:
+    from skyloom_lb.service import Service
+    from skyloom_lb.wire.response import ResponseHead
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer that the balancer gives itself (a model list, a page of words)."""
+
+    status: int
+    body: bytes
+    content_type: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a request is not served: `code` for programs, `message` for people; `Front.render` gives it its form.
+
+    `param` names the field of the request that is wrong, when one is.
+    """
+
+    status: int
+    code: str
+    message: str
+    retry_after: float | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    param: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: `id` is the key's name in metrics and logs (never the key itself), `data` is the front's own."""
+
+    id: str = ""
+    priority: int = 0
+    data: Any = None
+
+
+ANONYMOUS = Principal()
+
+
+@dataclass(slots=True)
+class Route:
+    """Where a request goes and what is changed on its way. Not to be changed once it is given (frozen costs 1.5 µs).
+
+    `target` and `body`: None = as the client sent them. `drop`: lower-case names of headers that do not go on; `add`: raw
+    lines, each with its CR LF. `replayable`: the same request may be sent again although an endpoint may have begun with it
+    (None = by its method). `fallback`: tried when this service gave no answer before the first byte.
+    `observe`: an observer is wanted for this request's answer. `external`: to a stranger, who is not told who asked.
+    """
+
+    service: Service
+    facts: LbRequest = NO_FACTS
+    target: bytes | None = None
+    body: bytes | None = None
+    drop: tuple[bytes, ...] = ()
+    add: bytes = b""
+    model: str = ""
+    stream: bool = False
+    replayable: bool | None = None
+    fallback: Route | None = None
+    observe: bool = False
+    data: Any = None
+    external: bool = False
+
+    def goes_on(self, refusal: Refusal) -> bool:
+        """Whether the fallback is asked: not for what is the client's own fault or limit."""
+        return self.fallback is not None and refusal.status >= 500
+
+    def may_replay(self, head: RequestHead) -> bool:
+        return head.method in IDEMPOTENT if self.replayable is None else self.replayable
+
+    def with_facts(self, facts: LbRequest) -> Route:
+        return replace(self, facts=facts)
+
+
+class Permit(Protocol):
+    """A place that was taken for a request; `release` is called exactly once."""
+
+    def release(self, outcome: Outcome) -> None: ...
+
+
+class FreePermit:
+    def release(self, outcome: Outcome) -> None:
+        """Nothing was taken."""
+
+
+FREE = FreePermit()
+
+
+class ClientStream(Protocol):
+    """The client's side while its request is held: an early start of a stream keeps impatient proxies and SDKs waiting."""
+
+    def begin_stream(self) -> None:
+        """Sends `200 text/event-stream` now. From here on errors can only be told as events (`Front.stream_error`)."""
+        ...
+
+    def send_payload(self, payload: bytes) -> None:
+        """More of the stream, e.g. `b": waiting\\n\\n"`. Dropped once the client has gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A request that continues a broken stream on another endpoint of the same service."""
+
+    body: bytes
+    target: bytes | None = None
+    drop: tuple[bytes, ...] = ()
+    add: bytes = b""
+
+
+class Observer(Protocol):
+    """Sees the payload (no chunk framing, content encoding as sent) of one answer.
+
+    `rewrites`: the client gets what `feed` returns, framed anew; otherwise it gets the endpoint's own bytes and the return
+    value is ignored, which costs less.
+    """
+
+    rewrites: bool
+
+    def feed(self, payload: bytes) -> bytes: ...
+
+    def end(self, outcome: Outcome) -> bytes | Resume:
+        """The endpoint ended its answer properly: last bytes for the client, or how to go on when it was not the end."""
+        ...
+
+    def broken(self, reason: str, outcome: Outcome) -> Resume | bytes | None:
+        """The endpoint died in mid-answer. Bytes end the answer with them (a well-formed error event); None means that
+        there is no good end and the client's connection is closed."""
+        ...
+
+    def resumed(self, head: ResponseHead) -> bool:
+        """Whether the answer to a Resume goes on from here; if not, `broken` is asked again."""
+        ...
+
+
+class Outcome:
+    """What is known of one request, from its start to its end; the fast lane's exchange is one itself.
+
+    Times are of the monotonic clock. `error` is "" or a CamelCase reason (ClientDisconnected, EndpointDied, ...).
+    Token counts and `cost` are for the observer to fill.
+    """
+
+    lane: str
+    head: RequestHead | None
+    principal: Principal | None = None
+    route: Route | None = None
+    endpoint: str = ""
+    status: int = 0
+    error: str = ""
+    refused: str = ""
+    first_byte: float = 0.0
+    ended: float = 0.0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    retries: int = 0
+    resumes: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    cost: float | None = None
+
+    def __init__(
+        self, started: float, head: RequestHead | None, peer: str, request_id: bytes, lane: str
+    ) -> None:
+        self.started = started
+        self.head = head
+        self.peer = peer
+        self.request_id = request_id
+        self.lane = lane
+
+
+class Front(Protocol):
+    """Keys, routes and limits in front of the services; one per process, replaced as a whole on reload."""
+
+    def authenticate(self, head: RequestHead, peer: str) -> Principal | Refusal: ...
+
+    def body_wanted(self, head: RequestHead) -> int:
+        """How many bytes of the body `route` needs to see at least (0 = none). The fast lane always has the whole body;
+        the careful lane reads ahead as far as this says."""
+        ...
+
+    def route(
+        self, principal: Principal, head: RequestHead, body: bytes, complete: bool
+    ) -> Route | Refusal | Reply:
+        """`body` is all of it when `complete`, else its beginning; only a complete body may be replaced."""
+        ...
+
+    def admit(
+        self, principal: Principal, route: Route, client: ClientStream
+    ) -> Permit | Refusal | Awaitable[Permit | Refusal]:
+        """May wait (a queue, a service without endpoints); is cancelled when the client goes. Called again for a fallback."""
+        ...
+
+    def observer(self, route: Route, response: ResponseHead, outcome: Outcome) -> Observer | None: ...
+
+    def finish(self, outcome: Outcome) -> None: ...
+
+    def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
+        """Content type and body of a refusal."""
+        ...
+
+    def stream_error(self, refusal: Refusal) -> bytes:
+        """The refusal as the last events of a stream that has begun."""
+        ...
+
+
+@dataclass(slots=True)
+class PlainFront:
+    """No keys, no limits: requests go to the service whose hosts or path prefix match, else to the first one."""
+
+    services: dict[str, Service] = field(default_factory=dict)
+    _default: Route | Refusal = Refusal(503, "no_service", "No service is configured.")
+    _rules: list[tuple[str, bytes, Route]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for service in self.services.values():
+            route = Route(service)
+            if isinstance(self._default, Refusal):
+                self._default = route
+            for host in service.settings.hosts or ("",):
+                prefix = service.settings.path_prefix.encode()
+                if host or prefix:
+                    self._rules.append((host, prefix, route))
+        self._rules.sort(key=lambda rule: (not rule[0], -len(rule[1])))
+
+    def authenticate(self, head: RequestHead, peer: str) -> Principal | Refusal:
+        return ANONYMOUS
+
+    def body_wanted(self, head: RequestHead) -> int:
+        return 0
+
+    def route(
+        self, principal: Principal, head: RequestHead, body: bytes, complete: bool
+    ) -> Route | Refusal | Reply:
+        route = self._match(head) if self._rules else self._default
+        if isinstance(route, Refusal) or not route.service.affine:
+            return route
+        return route.with_facts(route.service.facts(head, body))
+
+    @property
+    def has_rules(self) -> bool:
+        return bool(self._rules)
+
+    def matched(self, head: RequestHead) -> Service | None:
+        """The service whose host or path prefix the request has; None = the first one, for want of another."""
+        found = self._match(head)
+        return found.service if isinstance(found, Route) and found is not self._default else None
+
+    def _match(self, head: RequestHead) -> Route | Refusal:
+        name = (head.host or b"").partition(b":")[0].decode("latin-1").lower()
+        for host, prefix, route in self._rules:
+            if host in ("", name) and head.target.startswith(prefix):
+                return route
+        return self._default
+
+    def admit(
+        self, principal: Principal, route: Route, client: ClientStream
+    ) -> Permit | Refusal | Awaitable[Permit | Refusal]:
+        return FREE
+
+    def observer(self, route: Route, response: ResponseHead, outcome: Outcome) -> Observer | None:
+        return None
+
+    def finish(self, outcome: Outcome) -> None:
+        """Nobody counts."""
+
+    def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
+        return render(refusal)
+
+    def stream_error(self, refusal: Refusal) -> bytes:
+        return b"data: " + render(refusal)[1] + b"\n\n"
+
+
+def render(refusal: Refusal) -> tuple[bytes, bytes]:
+    """OpenAI's form of an error."""
+    import orjson
+
+    kind = "invalid_request_error" if refusal.status < 500 and refusal.status != 429 else "server_error"
+    kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(
+        refusal.status, kind
+    )
+    error = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
+    return b"application/json", orjson.dumps({"error": error})
+
+
+def with_retry_after(refusal: Refusal) -> tuple[tuple[bytes, bytes], ...]:
+    """The refusal's headers, `Retry-After` (whole seconds, at least one) among them when it has one."""
+    if refusal.retry_after is None:
+        return refusal.headers
+    return (*refusal.headers, (b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after))))

@@ -1,0 +1,222 @@
+"""Attempts of one request: an endpoint is picked, a connection taken or made, the request sent; when that fails, what next.
+
+Retries end with the first byte given to the client; see `retries` for what may be sent again. A hedge is a second attempt
+beside a slow first one: whichever answers first is the attempt, the other one is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from skyloom_lb.exchange import Observer, Refusal, Resume, Route
+from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING, Entry
+from skyloom_lb.retries import Failed, may_retry, no_answer
+from skyloom_lb.wire.headers import without, without_any
+from skyloom_lb.wire.response import ResponseHead
+
+if TYPE_CHECKING:
+    from skyloom_lb.fast.upstream import Pool, Upstream
+    from skyloom_lb.service import Backend
+
+OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM))
+NO_SOCKETS = Refusal(503, "out_of_sockets", "The balancer has no more connections to give.", retry_after=1.0)
+_STALE_WITHIN = 1.0
+"""Seconds: a kept-alive connection that ends later than this after the request was sent died of something else."""
+
+
+class Attempts(Entry):
+    route: Route
+    backend: Backend
+
+    upstream: Upstream | None = None
+    hedge: Upstream | None = None
+    response: ResponseHead | None = None
+    observer: Observer | None = None
+    resume: Resume | None = None
+    tried: tuple[str, ...] = ()
+    failure: Refusal | None = None
+    """What the last failed attempt would be called, when nobody is left to try."""
+    buffer: bytes = b""
+
+    @abstractmethod
+    def answer(self, upstream: Upstream, data: bytes) -> None: ...
+
+    @abstractmethod
+    def broken(self, reason: str) -> None:
+        """The client's answer has begun and cannot go on from here."""
+
+    @abstractmethod
+    def end_of_answer(self) -> None:
+        """The end of the connection is the end of the answer."""
+
+    def attempt(self) -> None:
+        backend = self.service.pick(self.route.facts, self.tried)
+        if backend is None:
+            nobody = Refusal(503, "no_endpoint", self.service.why_none(), retry_after=1.0)
+            return self.give_up(self.failure or nobody)
+        self.service.budget.earn()
+        return self.go_to(backend)
+
+    def go_to(self, backend: Backend, fresh: bool = False) -> None:
+        """`fresh`: not on a kept-alive connection."""
+        self.service.started(backend)
+        self.backend = backend
+        self.endpoint = backend.id
+        pool: Pool = backend.pool  # type: ignore[assignment]
+        upstream = None if fresh else pool.take()
+        if upstream is not None:
+            backend.stats.reused += 1
+            self._send(upstream)
+        else:
+            self.phase = CONNECTING
+            self.phase_since = time.monotonic()
+            self.pending = pool.connect(self)
+
+    def connected(self, upstream: Upstream) -> None:
+        self.pending = None
+        self._send(upstream)
+
+    def _send(self, upstream: Upstream) -> None:
+        self.upstream = upstream
+        self.phase = WAITING
+        self.buffer = b""
+        upstream.send(self, self.payload(self.backend))
+        self.phase_since = upstream.sent_at
+
+    def payload(self, backend: Backend) -> bytes:
+        """The request as it goes to the endpoint: raw lines, less those that end here, with ours added."""
+        head, route, resume = self.head, self.route, self.resume
+        drop, add = route.drop, route.add
+        target = route.target or head.target
+        body = self.body if route.body is None else route.body
+        if resume is not None:
+            drop, add, body = drop + resume.drop, add + resume.add, resume.body
+            target = resume.target or target
+        if body is not self.body:
+            drop, add = (*drop, b"content-length"), b"%bcontent-length: %d\r\n" % (add, len(body))
+        block = without(head.block, head.drop) if head.drop else head.block
+        if drop:
+            block = without_any(block, drop)
+        if not head.request_id:
+            add = b"%bx-request-id: %b\r\n" % (add, self.request_id)
+        return b"%b %b%b HTTP/1.1%b%b%b\r\n%b" % (
+            head.method, backend.address.prefix, target, block,
+            b"" if route.external else self.client.forwarded(head), add, body,
+        )  # fmt: skip
+
+    # --- what goes wrong before the first byte
+
+    def connect_failed(self, error: OSError) -> None:
+        self.pending = None
+        if error.errno in OURS:
+            self.service.abandoned(self.backend)
+            self.phase = WAITING
+            self.give_up(NO_SOCKETS)
+        else:
+            self.attempt_failed(Failed.CONNECT)
+
+    def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None:
+        if upstream is self.hedge:
+            self.hedge = None
+            self.service.failed(upstream.pool.backend, Failed.NO_ANSWER.value, time.monotonic())
+        elif self.phase == WAITING:
+            stale = upstream.used and not self.buffer and time.monotonic() - upstream.sent_at < _STALE_WITHIN
+            self.attempt_failed(Failed.STALE if stale else Failed.NO_ANSWER)
+        elif self.phase == ANSWERING and self.response is not None:
+            if self.response.until_close and error is None:
+                self.end_of_answer()
+            else:
+                self.broken("EndpointDied")
+
+    def attempt_failed(self, failed: Failed) -> None:
+        """No byte of this attempt has reached the client."""
+        backend = self.backend
+        upstream, self.upstream = self.upstream, None
+        self.phase = WAITING
+        if upstream is not None:
+            upstream.close()
+        if failed is Failed.STALE:
+            backend.stats.stale += 1
+            self.service.abandoned(backend)
+            return self.go_to(backend, fresh=True)
+        self.service.failed(backend, failed.value, time.monotonic())
+        self.tried += (backend.id,)
+        if self.hedge is not None:
+            return self.take_hedge()
+        if self.observer is not None:
+            return self.broken(failed.value)
+        self.failure = no_answer(failed, backend.id)
+        if self.may_retry(failed):
+            return self.again()
+        self.service.stats.retries_denied += 1
+        return self.give_up(self.failure)
+
+    def may_retry(self, failed: Failed) -> bool:
+        service = self.service
+        most = service.settings.retries.attempts - 1
+        return may_retry(failed, self.route.may_replay(self.head), self.retries, most, service.budget)
+
+    def again(self) -> None:
+        self.retries += 1
+        self.service.stats.retries += 1
+        self.attempt()
+
+    def give_up(self, refusal: Refusal) -> None:
+        """This service gave no answer: the fallback, or the refusal."""
+        fallback = self.route.fallback
+        if fallback is None or not self.route.goes_on(refusal):
+            return self.refuse(refusal)
+        self.tried, self.retries, self.failure = (), 0, None
+        return self.use(fallback)
+
+    def let_go(self) -> None:
+        if self.phase == CONNECTING:
+            self.service.abandoned(self.backend)
+        for upstream in (self.upstream, self.hedge):
+            if upstream is not None:
+                upstream.close()
+                self.service.abandoned(upstream.pool.backend)
+        self.upstream = self.hedge = None
+
+    # --- hedging
+
+    def hedge_now(self) -> None:
+        """A second attempt on a kept-alive connection of another endpoint, for a request that may be replayed."""
+        other = self.service.pick(self.route.facts, (*self.tried, self.backend.id))
+        if other is None or not self.route.may_replay(self.head) or not self.service.budget.spend():
+            return
+        pool: Pool = other.pool  # type: ignore[assignment]
+        upstream = pool.take()
+        if upstream is None:
+            return
+        self.service.started(other)
+        self.service.stats.hedges += 1
+        self.hedge = upstream
+        upstream.send(self, self.payload(other))
+
+    def take_hedge(self) -> None:
+        """The hedge is the attempt now; the first one has ended."""
+        upstream, self.hedge = self.hedge, None
+        assert upstream is not None
+        self.upstream = upstream
+        self.backend = upstream.pool.backend
+        self.endpoint = self.backend.id
+        self.phase = WAITING
+        self.phase_since = upstream.sent_at
+        self.buffer = b""
+
+    def hedge_won(self) -> None:
+        first = self.upstream
+        if first is not None:
+            first.close()
+            self.service.abandoned(first.pool.backend)
+        self.take_hedge()
+
+    def drop_hedge(self) -> None:
+        upstream, self.hedge = self.hedge, None
+        if upstream is not None:
+            upstream.close()
+            self.service.abandoned(upstream.pool.backend)

@@ -1,0 +1,304 @@
+"""The answer of one request, from the endpoint's first byte to the client's last.
+
+After the first byte there are three ends: the endpoint's own; a broken answer that the observer continues (Resume) or ends with
+an error event; and the client's connection closed in the middle. A broken answer never ends as if it were whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from skyloom_lb.exchange import Refusal, Resume
+from skyloom_lb.fast.attempts import Attempts
+from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING
+from skyloom_lb.fast.upstream import Upstream
+from skyloom_lb.retries import Failed
+from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
+from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, as_written, check_partial, without
+from skyloom_lb.wire.response import ResponseHead, parse_response
+
+FRAMING = (b"content-length", b"transfer-encoding")
+DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
+_MAX_RESUMES = 20
+
+
+class Exchange(Attempts):
+    """`framed`: the client gets our chunks; otherwise the endpoint's own bytes, cut where its answer ends."""
+
+    answered_at: float = 0.0
+    last_read: float = 0.0
+    framed: bool = False
+    left: int = 0
+    reader: ChunkReader | None = None
+
+    def answer(self, upstream: Upstream, data: bytes) -> None:
+        if upstream is self.hedge:
+            self.hedge_won()
+        now = time.monotonic()
+        try:
+            if self.phase == ANSWERING:
+                if self.route.stream:
+                    self.service.stats.gaps.add(now - self.last_read)
+                self.last_read = now
+                self._body(data)
+            else:
+                self.last_read = now
+                self._head(data)
+        except BadMessage as bad:
+            if self.phase == ANSWERING:
+                self.broken(f"BadResponse: {bad.reason}")
+            else:
+                self.attempt_failed(Failed.GARBAGE)
+
+    def _head(self, data: bytes) -> None:
+        if self.buffer:
+            data = self.buffer + data
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4 or end > MAX_HEAD:
+                check_partial(data[: MAX_HEAD + 1])
+                if not data.startswith(b"HTTP/1."[: len(data)]):
+                    raise BadMessage("the answer is not HTTP")
+                self.buffer = data
+                return None
+            response = parse_response(data[:end], self.head.method)
+            if response.status >= 200:
+                return self._begin(response, data[end:])
+            if response.status == 101:
+                raise BadMessage("an upgrade that nobody asked for")
+            if response.status != 100 and not self.committed:
+                self.client.write(data[:end])
+            data = data[end:]
+            if not data:
+                self.buffer = b""
+                return None
+
+    def _begin(self, response: ResponseHead, data: bytes) -> None:
+        if self.hedge is not None:
+            self.drop_hedge()
+        if self.resume is not None:
+            return self._resumed(response, data)
+        status = response.status
+        retried = status in self.service.settings.retries.statuses
+        if (retried or (status == 429 and self.route.fallback is not None)) and self._elsewhere(response):
+            return None
+        self.phase = ANSWERING
+        self.response = response
+        self.first_byte = self.answered_at = self.last_read
+        if self.committed and status >= 300:
+            return self._held_stream_failed(status)
+        if self.route.observe and status < 300:
+            self.observer = self.balancer.front.observer(self.route, response, self)
+        self._frame(response)
+        prefix = b""
+        if not self.committed:
+            self.status = status
+            prefix = self._client_head(response)
+        if self.client.write_paused and self.upstream is not None:
+            self.upstream.pause()
+        return self._body(data, prefix)
+
+    def _frame(self, response: ResponseHead) -> None:
+        self.reader = ChunkReader() if response.chunked else None
+        self.left = response.length or 0
+        if not self.framed:
+            rewrites = self.observer is not None and self.observer.rewrites
+            self.framed = self.committed or response.until_close or (rewrites and response.length != 0)
+
+    def _client_head(self, response: ResponseHead) -> bytes:
+        drop = response.drop
+        tail = b"x-request-id: %b\r\n" % self.request_id
+        if self.framed:
+            drop = drop + as_written(response.block, FRAMING)
+            tail += b"transfer-encoding: chunked\r\n"
+        if self.client.closing:
+            tail += b"connection: close\r\n"
+        block = without(response.block, drop) if drop else response.block
+        return b"%b%b%b\r\n" % (response.start, block, tail)
+
+    def _body(self, data: bytes, prefix: bytes = b"") -> None:
+        response, observer = self.response, self.observer
+        assert response is not None
+        over = False
+        payload: list[bytes] | None = [] if self.framed or observer is not None else None
+        if self.reader is not None:
+            end = self.reader.feed(data, payload)
+            over = self.reader.done
+        elif response.until_close:
+            end = len(data)
+        else:
+            end = min(self.left, len(data))
+            self.left -= end
+            over = self.left == 0
+        if end < len(data):
+            response.keep_alive = False  # more than an answer: this connection is not to be trusted again
+            data = data[:end]
+        if payload is not None:
+            # Chunk by chunk: two events that came in one read must not reach the client as one.
+            parts = payload if self.reader is not None else [data]
+            if observer is not None:
+                seen = [observer.feed(part) for part in parts if part]
+                parts = seen if observer.rewrites else parts
+            if self.framed:
+                data = b"".join(map(chunk, parts))
+        if over:
+            self._ended(prefix + data)
+        elif prefix or data:
+            self.bytes_out += len(data)
+            self.client.write(prefix + data)
+
+    def _ended(self, data: bytes) -> None:
+        """The endpoint's answer is complete."""
+        if self.observer is not None:
+            last = self.observer.end(self)
+            if isinstance(last, Resume):
+                self.client.write(data)
+                self._release()
+                return self._carry_on(last, "EndedEarly")
+            if self.framed:
+                data += chunk(last)
+        if self.framed:
+            data += LAST_CHUNK
+        self.bytes_out += len(data)
+        self.client.write(data)
+        self._release()
+        return self.over()
+
+    def end_of_answer(self) -> None:
+        self._ended(b"")
+
+    def _release(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        response = self.response
+        if upstream is not None and response is not None:
+            upstream.release(response.keep_alive)
+            waited = self.answered_at - upstream.sent_at
+            self.service.finished(self.backend, response.status, waited, self.last_read)
+
+    def _elsewhere(self, response: ResponseHead) -> bool:
+        """Whether this answer is dropped and the request tried on another endpoint."""
+        upstream, tried = self.upstream, (*self.tried, self.backend.id)
+        nobody = all(one.id in tried for one in self.service.eligible) or not self.may_retry(Failed.STATUS)
+        if nobody and self.route.fallback is None:
+            return False
+        assert upstream is not None
+        self.upstream = None
+        upstream.close()
+        self.service.finished(self.backend, response.status, 0.0, self.last_read)
+        self.tried = tried
+        self.phase = WAITING
+        if nobody:
+            words = f"Endpoint {self.backend.id} answered with status {response.status}."
+            self.give_up(Refusal(502, "endpoint_failed", words))
+        else:
+            self.again()
+        return True
+
+    # --- broken answers
+
+    def broken(self, reason: str) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.close()
+            self.tried += (self.backend.id,)
+            self.service.failed(self.backend, "EndpointDied", time.monotonic())
+        last = self.observer.broken(reason, self) if self.observer is not None else None
+        if isinstance(last, Resume) and self.resumes < _MAX_RESUMES:
+            return self._carry_on(last, reason)
+        if isinstance(last, bytes) and self.framed:
+            return self._end_badly(reason, last)
+        if self.observer is not None or self.committed:
+            return self._end_badly(reason, self.balancer.front.stream_error(DIED))
+        return self._end_badly(reason, None)
+
+    def _end_badly(self, reason: str, last: bytes | None) -> None:
+        """A well-formed error event where events are understood; otherwise the connection ends in the middle."""
+        self.error = reason
+        if last is not None and self.framed:
+            self.client.write(chunk(last) + LAST_CHUNK)
+        else:
+            self.client.close_broken()
+        self.over()
+
+    def _carry_on(self, resume: Resume, reason: str) -> None:
+        """The answer goes on from another endpoint; the client sees one stream."""
+        self.resume = resume
+        self.response = None
+        self.resumes += 1
+        self.service.stats.resumes += 1
+        self.phase = WAITING
+        self.phase_since = time.monotonic()
+        if self.backend.id not in self.tried:
+            self.tried += (self.backend.id,)
+        backend = self.service.pick(self.route.facts, self.tried)
+        if backend is not None:
+            self.go_to(backend)
+        else:
+            self.tried = ()
+            self.pending = asyncio.get_running_loop().create_task(self._carry_on_later(resume, reason))
+
+    async def _carry_on_later(self, resume: Resume, reason: str) -> None:
+        """All were tried: they get a moment to come back, a longer one each time."""
+        await asyncio.sleep(min(1.0, 0.02 * 2**self.resumes))
+        self.pending = None
+        backend = self.service.pick(self.route.facts)
+        if backend is not None:
+            self.go_to(backend)
+        elif self.resumes < _MAX_RESUMES:
+            self._carry_on(resume, reason)
+        else:
+            self._end_badly(reason, self.balancer.front.stream_error(DIED))
+
+    def _resumed(self, response: ResponseHead, data: bytes) -> None:
+        assert self.observer is not None
+        self.phase = ANSWERING
+        self.response = response
+        self.answered_at = self.last_read
+        self._frame(response)
+        if not self.observer.resumed(response):
+            return self.broken(f"ResumeRefused: {response.status}")
+        return self._body(data)
+
+    def _held_stream_failed(self, status: int) -> None:
+        self.framed = True
+        assert self.response is not None
+        self.response.keep_alive = False
+        self._release()
+        words = f"The endpoint answered with status {status}."
+        self._end_badly("Status", self.balancer.front.stream_error(Refusal(502, "endpoint_error", words)))
+
+    # --- asked by the sweep
+
+    def check(self, now: float) -> None:
+        """Time-outs by phase, and the hedge of a slow attempt."""
+        timeouts = self.service.settings.timeouts
+        waited = now - self.phase_since
+        if timeouts.total and now - self.started > timeouts.total:
+            self._too_long()
+        elif self.phase == CONNECTING and timeouts.connect and waited > timeouts.connect:
+            assert self.pending is not None
+            self.pending.cancel()
+            self.pending = None
+            self.attempt_failed(Failed.CONNECT)
+        elif self.phase == WAITING:
+            if timeouts.first_byte and waited > timeouts.first_byte:
+                self.attempt_failed(Failed.TIMEOUT)
+            elif self.hedge is None and 0 < self.service.settings.retries.hedge_after < waited:
+                self.hedge_now()
+        elif self.phase == ANSWERING and timeouts.idle and now - self.last_read > timeouts.idle:
+            self._silent(timeouts.idle, now)
+
+    def _silent(self, idle: float, now: float) -> None:
+        """No byte for long: the client's fault while it does not read, else the endpoint's."""
+        if not self.client.write_paused:
+            self.broken("IdleTimeout")
+        elif self.client.stalled(idle, now):
+            self.client.close_broken()
+            self.cancel("ClientTooSlow")
+
+    def _too_long(self) -> None:
+        if self.phase == ANSWERING:
+            self.broken("TotalTimeout")
+        else:
+            self.refuse(Refusal(504, "timeout", "The request took longer than its service allows."))

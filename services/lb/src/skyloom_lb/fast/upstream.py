@@ -1,0 +1,150 @@
+"""Connections to one endpoint: kept alive, last used first. A connection serves one exchange at a time and guesses nothing.
+
+Bytes or an end on an idle connection close it; so does everything that leaves doubt about where the next answer begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from skyloom_lb.service import Backend
+
+MAX_IDLE = 1024
+IDLE_SECONDS = 60.0
+
+
+class User(Protocol):
+    """Who a connection works for: one exchange."""
+
+    def connected(self, upstream: Upstream) -> None: ...
+
+    def connect_failed(self, error: OSError) -> None: ...
+
+    def answer(self, upstream: Upstream, data: bytes) -> None: ...
+
+    def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None: ...
+
+
+class Upstream(asyncio.Protocol):
+    __slots__ = ("exchange", "idle_since", "paused", "pool", "sent_at", "transport", "used")
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: Pool) -> None:
+        self.pool = pool
+        self.exchange: User | None = None
+        self.used = False
+        """An exchange was completed on it: an end before the next answer may be the keep-alive's end."""
+        self.paused = False
+        self.sent_at = 0.0
+        self.idle_since = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def send(self, exchange: User, payload: bytes) -> None:
+        self.exchange = exchange
+        self.sent_at = time.monotonic()
+        self.transport.write(payload)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            self.close()
+        else:
+            exchange.answer(self, data)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.upstream_lost(self, error)
+        else:
+            self.pool.forget(self)
+
+    def pause(self) -> None:
+        if not self.paused:
+            self.paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.transport.resume_reading()
+
+    def close(self) -> None:
+        """At once: what the endpoint still wants to say is for nobody."""
+        self.exchange = None
+        self.transport.abort()
+
+    def release(self, reusable: bool) -> None:
+        """Back to the pool when the answer ended cleanly and our own request has left."""
+        self.exchange = None
+        self.resume()  # a paused one would never notice its end
+        if reusable and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.used = True
+            self.pool.put(self)
+        else:
+            self.transport.abort()
+
+
+class Pool:
+    def __init__(self, backend: Backend, tls: ssl.SSLContext | None) -> None:
+        self.backend = backend
+        self._tls = tls
+        self._idle: list[Upstream] = []
+        self._closed = False
+
+    def take(self) -> Upstream | None:
+        while self._idle:
+            upstream = self._idle.pop()
+            if not upstream.transport.is_closing():
+                return upstream
+        return None
+
+    def put(self, upstream: Upstream) -> None:
+        if self._closed or len(self._idle) >= MAX_IDLE:
+            upstream.transport.abort()
+            return
+        upstream.idle_since = time.monotonic()
+        self._idle.append(upstream)
+
+    def forget(self, upstream: Upstream) -> None:
+        if upstream in self._idle:
+            self._idle.remove(upstream)
+
+    def connect(self, exchange: User) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(self._connect(exchange))
+
+    async def _connect(self, exchange: User) -> None:
+        address = self.backend.address
+        loop = asyncio.get_running_loop()
+        try:
+            _, upstream = await loop.create_connection(
+                lambda: Upstream(self),
+                address.host,
+                address.port,
+                ssl=self._tls,
+                server_hostname=address.host if self._tls else None,
+            )
+        except OSError as error:
+            exchange.connect_failed(error)
+        else:
+            exchange.connected(upstream)
+
+    def close_old(self, now: float) -> None:
+        """The oldest are at the front, because the last used is taken first."""
+        while self._idle and now - self._idle[0].idle_since > IDLE_SECONDS:
+            self._idle.pop(0).transport.abort()
+
+    def close_idle(self) -> None:
+        self._closed = self.backend.state == "draining"
+        for upstream in self._idle:
+            upstream.transport.abort()
+        self._idle.clear()
+
+    def idle_count(self) -> int:
+        return len(self._idle)

@@ -1,0 +1,92 @@
+"""Which front stands before the services: the one place that `main` asks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from dataclasses import replace
+from random import Random
+from typing import TYPE_CHECKING
+
+from skyloom_common.bus import Bus
+from skyloom_common.contracts.endpoints import REPLICA_WANTED
+from skyloom_lb.admission.admission import Admission
+from skyloom_lb.admission.keys import KeyStore, read_keys
+from skyloom_lb.admission.shared import RedisScript
+from skyloom_lb.exchange import Front
+from skyloom_lb.openai.config import front_settings, secret_of, service_settings
+from skyloom_lb.openai.front import OpenAiFront, State
+from skyloom_lb.settings import Settings
+
+if TYPE_CHECKING:
+    from skyloom_lb.balancer import Balancer
+
+_log = logging.getLogger(__name__)
+
+
+def check(settings: Settings) -> None:
+    """What the front reads beside the settings: the keys file, providers' keys. Raises InvalidRequest."""
+    front = front_settings(settings.front)
+    path = settings.keys_file or front.keys_file
+    if path:
+        read_keys(path, front.limits)
+    for name, service in settings.services.items():
+        secret_of(service_settings(name, service.openai))
+
+
+def make_front(balancer: Balancer) -> Front:
+    """Called again when the settings or the set of services change; keys, counts and limits outlive that."""
+    before = getattr(balancer, "front", None)
+    settings = front_settings(balancer.settings.front)
+    if balancer.settings.keys_file:
+        settings = replace(settings, keys_file=balancer.settings.keys_file)
+    state = before.state if isinstance(before, OpenAiFront) else new_state(balancer)
+    if not settings.keys_file:
+        state.keys = None
+    elif state.keys is None or not state.keys.same(settings.keys_file, settings.limits):
+        state.keys = KeyStore(settings.keys_file, settings.limits)
+    front = OpenAiFront(balancer.services, settings, state, os.environ)
+    for missing in sorted(set(front.table.missing)):
+        _log.warning("front.models names service %r, which nobody knows (yet)", missing)
+    return front
+
+
+def new_state(balancer: Balancer) -> State:
+    """Once for each process."""
+    settings = balancer.settings
+    bus = Bus(settings.redis_url) if settings.redis_url else None
+    wanted = Wanted(bus)
+    state = State(
+        Admission(RedisScript(bus.redis) if bus is not None else None, wanted, max(1, settings.workers)),
+        Random(),
+    )
+    looked = time.monotonic()
+
+    def look(now: float) -> None:
+        nonlocal looked
+        state.admission.sweep(now)
+        if state.keys is not None and now - looked >= 1.0:
+            looked = now
+            state.keys.poll()
+
+    balancer.after_sweep.append(look)
+    return state
+
+
+class Wanted:
+    """Tells who starts replicas that a service has requests and no endpoint. Without Redis there is nobody to tell."""
+
+    def __init__(self, bus: Bus | None) -> None:
+        self._bus = bus
+        self._tasks: set[asyncio.Task[bool]] = set()
+
+    def __call__(self, service: str) -> None:
+        if self._bus is None:
+            return
+        with contextlib.suppress(RuntimeError):  # no loop: nothing serves yet
+            task = asyncio.get_running_loop().create_task(self._bus.emit(REPLICA_WANTED, service))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)

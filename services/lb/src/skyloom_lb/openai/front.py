@@ -1,0 +1,473 @@
+"""The front of the balancer for API traffic: key, model, limits, usage. It ties the parts together and decides nothing itself.
+
+Built anew on each change of settings or services; what must outlive that (keys, counts, limits) is in `State`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from skyloom_lb.admission.admission import Admission, Taken
+from skyloom_lb.admission.config import service_limits
+from skyloom_lb.admission.keys import Key, KeyStore
+from skyloom_lb.exchange import (
+    ANONYMOUS,
+    ClientStream,
+    Observer,
+    Outcome,
+    Permit,
+    PlainFront,
+    Principal,
+    Refusal,
+    Reply,
+    Route,
+    render,
+)
+from skyloom_lb.openai import errors
+from skyloom_lb.openai.config import TOKENS, FrontSettings, Price, Target
+from skyloom_lb.openai.models import Model, ModelTable
+from skyloom_lb.openai.request import (
+    MODELS,
+    PATHS,
+    BadRequest,
+    Kind,
+    estimate,
+    form_model,
+    model_of,
+    parse,
+    prompt_bytes,
+    prompt_tokens_of,
+    with_fields,
+    with_form_model,
+)
+from skyloom_lb.openai.stream import StreamObserver, StreamPlan
+from skyloom_lb.openai.upstream import ApiService
+from skyloom_lb.openai.usage import Tail
+from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, Random
+from skyloom_lb.wire.request import RequestHead
+
+if TYPE_CHECKING:
+    from skyloom_lb.service import Service
+    from skyloom_lb.wire.response import ResponseHead
+
+_EVENTS = b"text/event-stream"
+_JSON = b"application/json"
+
+
+class Asked:
+    """What is remembered of one request until its end; `Route.data`."""
+
+    __slots__ = (
+        "body",
+        "by_ids",
+        "estimate",
+        "hides_usage",
+        "kind",
+        "observer",
+        "price",
+        "prompt_tokens",
+        "service",
+        "wants_usage",
+    )
+
+    def __init__(self, kind: Kind, service: ApiService, price: Price | None) -> None:
+        self.kind = kind
+        self.service = service
+        self.price = price
+        self.estimate = 0
+        self.prompt_tokens = 0
+        self.wants_usage = False
+        self.hides_usage = False
+        self.by_ids = False
+        self.body = b""
+        self.observer: StreamObserver | JsonObserver | None = None
+
+
+class JsonObserver:
+    """Usage out of an answer that comes in one piece; the client gets the endpoint's own bytes."""
+
+    __slots__ = ("_outcome", "_tail")
+    rewrites = False
+    whole = False
+
+    def __init__(self, encoding: bytes, outcome: Outcome) -> None:
+        self._tail = Tail(encoding)
+        self._outcome = outcome
+
+    def feed(self, payload: bytes) -> bytes:
+        self._tail.add(payload)
+        return b""
+
+    def end(self, outcome: Outcome) -> bytes:
+        return b""
+
+    def broken(self, reason: str, outcome: Outcome) -> None:
+        return None
+
+    def resumed(self, head: ResponseHead) -> bool:
+        return False
+
+    def count(self) -> None:
+        usage = self._tail.usage()
+        if usage is not None:
+            outcome = self._outcome
+            outcome.prompt_tokens, outcome.cached_tokens = usage.prompt, usage.cached
+            outcome.completion_tokens = usage.completion
+
+
+@dataclass(slots=True)
+class State:
+    """What outlives a reload."""
+
+    admission: Admission
+    random: Random
+    keys: KeyStore | None = None
+    principals: dict[bytes, Principal] = field(default_factory=dict)
+    started: int = field(default_factory=lambda: int(time.time()))
+
+
+class OpenAiFront:
+    def __init__(
+        self,
+        services: Mapping[str, Service],
+        settings: FrontSettings,
+        state: State,
+        environ: Mapping[str, str],
+    ) -> None:
+        self._services = services
+        self._settings = settings
+        self.state = state
+        self._plain = PlainFront(dict(services))
+        self._api = {name: ApiService(service, environ) for name, service in services.items()}
+        self._seen: dict[str, object] = {}
+        self._max_body = settings.max_body_mb * 1024 * 1024
+        state.admission.configure(
+            {name: service_limits(name, one.settings.limits) for name, one in services.items()}
+        )
+        self._admission = state.admission
+        self._build()
+
+    def _build(self) -> None:
+        """Also when endpoints come that serve models of their own."""
+        faces = [api for api in self._api.values() if api.settings.face]
+        self._seen = {name: service.backends for name, service in self._services.items()}
+        self.table = ModelTable(self._settings, [api.served() for api in faces])
+
+    def _changed(self) -> bool:
+        seen = self._seen
+        return any(service.backends is not seen.get(name) for name, service in self._services.items())
+
+    # --- who
+
+    def authenticate(self, head: RequestHead, peer: str) -> Principal | Refusal:
+        keys = self.state.keys
+        if keys is None:
+            return ANONYMOUS
+        given = head.authorization
+        if given[:7].lower() == b"bearer ":
+            secret = given[7:].strip()
+        else:
+            secret = head.get(b"x-api-key") or head.get(b"api-key")
+        if not secret:
+            return errors.NO_KEY
+        key = keys.find(secret)
+        if key is None:
+            return errors.WRONG_KEY
+        principal = self.state.principals.get(key.digest)
+        if principal is None or principal.data[0] is not key:
+            principal = self._new_principal(key)
+        return principal
+
+    def _new_principal(self, key: Key) -> Principal:
+        """Once for each key and reading of the file."""
+        state = self.state
+        assert state.keys is not None
+        known = state.keys.by_digest
+        for gone in [digest for digest in state.principals if digest not in known]:
+            del state.principals[gone]
+        data = (key, state.admission.key(key.name, key.limits))
+        principal = state.principals[key.digest] = Principal(key.name, key.priority, data)
+        return principal
+
+    # --- where to
+
+    def body_wanted(self, head: RequestHead) -> int:
+        if head.method != b"POST" or not head.target.startswith(b"/v1/"):
+            return 0
+        return self._max_body
+
+    def route(
+        self, principal: Principal, head: RequestHead, body: bytes, complete: bool
+    ) -> Route | Refusal | Reply:
+        pinned = self._pinned(head)
+        if pinned is not None and not pinned.settings.face:
+            return self._as_it_is(principal, head, body, pinned)
+        target = head.target
+        kind = PATHS.get(target)
+        if kind is None:
+            path = head.path
+            kind = PATHS.get(path, Kind.OTHER)
+            if path == MODELS or path.startswith(b"/v1/models/"):
+                found = self._models(principal, head, path, pinned)
+                if found is not None:
+                    return found
+        if head.method != b"POST" or not target.startswith(b"/v1/"):
+            return self._as_it_is(principal, head, body, pinned)
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        if key is not None and not key.may_do(kind.value):
+            return errors.out_of_scope(kind.value, tuple(sorted(key.scopes)))
+        if not complete:
+            if self.table.takes_any:
+                return self._as_it_is(principal, head, body, pinned)
+            return errors.too_large(self._settings.max_body_mb)
+        try:
+            return self._by_model(key, kind, head, body, pinned)
+        except BadRequest as bad:
+            return errors.bad_request(bad)
+
+    def _pinned(self, head: RequestHead) -> ApiService | None:
+        """A service whose host or path prefix the request has."""
+        service = self._plain.matched(head) if self._plain.has_rules else None
+        return self._api[service.name] if service is not None else None
+
+    def _as_it_is(
+        self, principal: Principal, head: RequestHead, body: bytes, pinned: ApiService | None
+    ) -> Route | Refusal | Reply:
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        if key is not None and not key.may_do("other"):
+            return errors.out_of_scope("other", tuple(sorted(key.scopes)))
+        found = self._plain.route(principal, head, body, True)
+        if not isinstance(found, Route):
+            return found
+        api = self._api[found.service.name] if pinned is None else pinned
+        if key is not None and not self._may_service(key, api):
+            return errors.no_model(api.service.name, 1)
+        drop, add = api.drop(principal.data is not None), api.add
+        return (
+            replace(found, drop=drop, add=add, external=True)
+            if api.settings.external
+            else (replace(found, drop=drop, add=add) if drop or add else found)
+        )
+
+    def _may_service(self, key: Key, api: ApiService) -> bool:
+        """A key that is bound to models reaches no service by a path that names none, unless it may use it whole."""
+        return not key.models or key.may_use(api.service.name)
+
+    def _by_model(
+        self, key: Key | None, kind: Kind, head: RequestHead, body: bytes, pinned: ApiService | None
+    ) -> Route | Refusal:
+        data = self._data(kind, head, body)
+        name = model_of(data)
+        model = self._find(name) if pinned is None else self.table.first.get(pinned.service.name)
+        if model is None and kind is Kind.OTHER and not name:
+            model = next(iter(self.table.first.values()), None)
+        if model is None:
+            return errors.no_model(name, len(self._api)) if name else errors.NO_MODEL_NAMED
+        if key is not None and key.models and not key.may_use(name) and not key.may_use(model.name or name):
+            return errors.no_model(name, len(self._api))
+        first = model.choose(self.state.random.random()) if len(model.chosen) > 1 else model.chosen[0]
+        counted = kind is not Kind.OTHER
+        tokens = estimate(kind, data, len(body)) if counted else 0
+        chain = (first, *model.after(first)) if model.fallbacks or len(model.chosen) > 1 else (first,)
+        route: Route | None = None
+        for target in reversed(chain):
+            route = self._route(kind, model, target, name, data, body, tokens, key is not None, route, head)
+        assert route is not None
+        return route
+
+    def _find(self, name: str) -> Model | None:
+        model = self.table.find(name)
+        if (model is None or model is self.table.any) and self._changed():
+            self._build()
+            model = self.table.find(name)
+        return model
+
+    def _data(self, kind: Kind, head: RequestHead, body: bytes) -> dict[str, Any]:
+        if kind is Kind.OTHER:
+            if _is_form(head):
+                model = form_model(body)
+                return {"model": model} if model else {}
+            content_type = head.get(b"content-type").lower()
+            if not body or (content_type and _JSON not in content_type):
+                return {}
+        return parse(body)
+
+    def _route(
+        self, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes, tokens: int,
+        with_key: bool, fallback: Route | None, head: RequestHead,
+    ) -> Route:  # fmt: skip
+        api = self._api[target.service]
+        asked = Asked(kind, api, model.price or api.settings.price)
+        asked.estimate = tokens
+        stream = data.get("stream") is True
+        sent = body
+        if target.model and target.model != name:
+            if _is_form(head):
+                sent = with_form_model(body, target.model)
+            elif data:
+                data = {**data, "model": target.model}
+                sent = orjson.dumps(data)
+        if stream:
+            sent = self._prepared_stream(asked, api, data, sent)
+        asked.body = sent
+        return Route(
+            api.service,
+            self._facts(api, head, body, data) if api.affine else NO_FACTS,
+            None,
+            None if sent is body else sent,
+            api.drop(with_key, stream),
+            api.add,
+            model.name or api.service.name,
+            stream,
+            api.replays(kind, data),
+            fallback,
+            True,
+            asked,
+            api.settings.external,
+        )
+
+    def _prepared_stream(self, asked: Asked, api: ApiService, data: dict[str, Any], body: bytes) -> bytes:
+        """Usage is asked for although the client did not want it, and hidden from it again."""
+        asked.prompt_tokens = prompt_tokens_of(data, len(body))
+        if asked.kind not in (Kind.CHAT, Kind.COMPLETIONS):
+            return body
+        options = data.get("stream_options")
+        asked.wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+        fields: dict[str, Any] = {}
+        if not asked.wants_usage and api.counts:
+            asked.hides_usage = True
+            fields["stream_options"] = {
+                **(options if isinstance(options, dict) else {}),
+                "include_usage": True,
+            }
+        if api.settings.continuation == TOKENS and "return_token_ids" not in data:
+            fields["return_token_ids"] = True
+            asked.by_ids = True
+        return with_fields(body, data, fields) if fields else body
+
+    def _facts(self, api: ApiService, head: RequestHead, body: bytes, data: dict[str, Any]) -> LbRequest:
+        facts = api.service.facts(head, prompt_bytes(body))
+        if not facts.session and api.service.settings.affinity.user:
+            user = data.get("user") or data.get("prompt_cache_key") or data.get("safety_identifier")
+            if isinstance(user, str):
+                return LbRequest(user, facts.prompt, facts.zone)
+        return facts
+
+    # --- models
+
+    def _models(
+        self, principal: Principal, head: RequestHead, path: bytes, pinned: ApiService | None
+    ) -> Reply | Refusal | None:
+        """None: the endpoints know better (one service, nothing configured)."""
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        if key is not None and not key.may_do("models"):
+            return errors.out_of_scope("models", tuple(sorted(key.scopes)))
+        if head.method != b"GET":
+            return None
+        if self._changed():
+            self._build()
+        if pinned is not None or (self.table.takes_any and not self.table.knows_names):
+            return self._own_names(key, path) if key is not None and key.models else None
+        models = [one for one in self.table.names() if key is None or key.may_use(one.name)]
+        if path == MODELS:
+            data = [self._model_object(one) for one in models]
+            return Reply(200, orjson.dumps({"object": "list", "data": data}))
+        wanted = path[len(MODELS) + 1 :].decode("utf-8", "replace")
+        for one in models:
+            if wanted in (one.name, *self.table.aliases(one)):
+                return Reply(200, orjson.dumps({**self._model_object(one), "id": wanted}))
+        return errors.no_model(wanted, len(self._api))
+
+    def _own_names(self, key: Key, path: bytes) -> Reply | None:
+        """What the endpoints would list is more than this key may use."""
+        if path != MODELS:
+            return None
+        data = [self._model_object(Model(name, (), ())) for name in sorted(key.models)]
+        return Reply(200, orjson.dumps({"object": "list", "data": data}))
+
+    def _model_object(self, model: Model) -> dict[str, Any]:
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self.state.started,
+            "owned_by": model.owned_by,
+        }
+
+    # --- whether now
+
+    def admit(
+        self, principal: Principal, route: Route, client: ClientStream
+    ) -> Permit | Refusal | Awaitable[Permit | Refusal]:
+        asked: Asked | None = route.data
+        admission = self._admission
+        key: Taken = principal.data[1] if principal.data is not None else admission.nobody
+        return admission.admit(
+            route.service,
+            key,
+            principal.priority,
+            asked.estimate if asked is not None else 0,
+            client if route.stream else None,
+            route.fallback is not None,
+        )
+
+    # --- what comes back
+
+    def observer(self, route: Route, response: ResponseHead, outcome: Outcome) -> Observer | None:
+        asked: Asked | None = route.data
+        if asked is None:
+            return None
+        block = response.block
+        if not route.stream and _JSON in block and b"ncoding:" not in block and asked.kind is not Kind.OTHER:
+            asked.observer = JsonObserver(b"", outcome)  # nearly always, and told without reading every line
+            return asked.observer
+        if response.content_type.startswith(_EVENTS):
+            if response.get(b"content-encoding") not in (b"", b"identity"):
+                return None  # packed: it goes on as it is
+            plan = StreamPlan(
+                asked.kind,
+                asked.body,
+                asked.service.continues(outcome.endpoint),
+                asked.by_ids,
+                asked.wants_usage,
+                asked.hides_usage,
+                asked.prompt_tokens,
+                asked.price,
+            )
+            asked.observer = StreamObserver(plan, outcome)
+        elif response.content_type.startswith(_JSON) and asked.kind is not Kind.OTHER:
+            asked.observer = JsonObserver(response.get(b"content-encoding"), outcome)
+        return asked.observer
+
+    def finish(self, outcome: Outcome) -> None:
+        route = outcome.route
+        if route is None or route.data is None:
+            return
+        asked: Asked = route.data
+        if asked.observer is not None:
+            asked.observer.count()  # it may have been cut off in the middle
+            if asked.observer.whole:
+                outcome.error = ""  # an endpoint died, but nobody misses anything
+        if asked.price is not None and outcome.first_byte:
+            outcome.cost = asked.price.of(
+                outcome.prompt_tokens, outcome.cached_tokens, outcome.completion_tokens
+            )
+        asked.body = b""
+        asked.observer = None
+
+    def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
+        return render(refusal)
+
+    def stream_error(self, refusal: Refusal) -> bytes:
+        return errors.broken_stream(Kind.CHAT, refusal.code, refusal.message)
+
+    def counters(self) -> dict[str, int]:
+        return {f"admission_{name}": count for name, count in self._admission.counts().items()}
+
+
+def _is_form(head: RequestHead) -> bool:
+    return head.get(b"content-type").lower().startswith(b"multipart/")

@@ -1,0 +1,61 @@
+"""May a request be sent again? Pure: what happened, what the request is, and how many retries the service has left."""
+
+from __future__ import annotations
+
+import enum
+
+from skyloom_lb.exchange import Refusal
+
+
+class Failed(enum.Enum):
+    """How an attempt ended without an answer. The names are what metrics and logs show."""
+
+    CONNECT = "ConnectFailed"
+    STALE = "StaleConnection"
+    """A kept-alive connection was closed before any byte of an answer: not the endpoint's failure."""
+    NO_ANSWER = "NoAnswer"
+    TIMEOUT = "FirstByteTimeout"
+    GARBAGE = "BadResponse"
+    STATUS = "Status5xx"
+
+
+class RetryBudget:
+    """Each request earns a share of a retry, each retry spends one; a few are always there for quiet services."""
+
+    __slots__ = ("_most", "_share", "_tokens")
+
+    def __init__(self, share: float, at_least: float = 10.0) -> None:
+        self._share = share
+        self._most = at_least + 100 * share
+        self._tokens = at_least
+
+    def earn(self) -> None:
+        if self._tokens < self._most:
+            self._tokens += self._share
+
+    def spend(self) -> bool:
+        if self._tokens < 1.0:
+            return False
+        self._tokens -= 1.0
+        return True
+
+
+def may_retry(failed: Failed, replayable: bool, retries: int, most: int, budget: RetryBudget) -> bool:
+    """Refused or stale connections cost nothing and are safe for every request; the rest only when it may be replayed."""
+    if retries >= most:
+        return False
+    if failed in (Failed.CONNECT, Failed.STALE):
+        return True
+    return replayable and budget.spend()
+
+
+def no_answer(failed: Failed, endpoint: str) -> Refusal:
+    """What the client is told when there is no attempt left."""
+    if failed is Failed.TIMEOUT:
+        return Refusal(504, "endpoint_timeout", f"Endpoint {endpoint} did not answer in time.")
+    words = {
+        Failed.CONNECT: "is not reached",
+        Failed.GARBAGE: "did not answer in HTTP",
+        Failed.STATUS: "answered that it cannot serve now",
+    }.get(failed, "closed the connection without an answer")
+    return Refusal(502, "endpoint_failed", f"Endpoint {endpoint} {words}.", retry_after=1.0)

@@ -1,0 +1,145 @@
+"""The head of a request, parsed by llhttp and then checked again for what proxies must not let through.
+
+`parse_request` takes one whole head (request line to empty line) and knows nothing about connections. A head that is well
+formed but not for the fast lane has a reason in `odd`; it must be handed over, not refused.
+"""
+
+from __future__ import annotations
+
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+
+from skyloom_lb.wire.head import Head, Seen
+from skyloom_lb.wire.headers import (
+    END_TO_END,
+    FORWARDED,
+    HOP_BY_HOP,
+    BadMessage,
+    content_length,
+    is_host,
+    is_request_id,
+    tokens,
+)
+
+ORDINARY = frozenset((b"GET", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS"))
+IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
+_HANDLED = HOP_BY_HOP | FORWARDED | {b"host", b"content-length", b"expect", b"authorization", b"x-request-id"}
+
+_VERSIONS = {b"HTTP/1.1": "1.1", b"HTTP/1.0": "1.0"}
+_USUAL = (b"close", b"keep-alive")
+_NOBODY = object()
+_seen: Seen = {}
+
+
+class RequestHead(Head):
+    """`odd` says why this is not for the fast lane; `forwarded` is what the client claims about who asked before it."""
+
+    method: bytes = b""
+    target: bytes = b""
+    version: str = "1.1"
+    forwarded: tuple[tuple[bytes, bytes], ...] = ()
+    host: bytes | None = None
+    length: int | None = None
+    authorization: bytes = b""
+    request_id: bytes = b""
+    transfer_encoding: bytes | None = None
+    upgrade: bytes = b""
+    expect: bytes = b""
+    close: bool = False
+    odd: str = ""
+
+    @property
+    def path(self) -> bytes:
+        return self.target.partition(b"?")[0]
+
+    def note(self, lower: bytes, name: bytes, value: bytes) -> None:
+        if lower == b"host":
+            if self.host is not None or not is_host(value):
+                raise BadMessage("Host is there twice or is not a host name")
+            self.host = value
+        elif lower == b"content-length":
+            if self.length is not None:
+                raise BadMessage("Content-Length is there twice")
+            self.length = content_length(value)
+        elif lower == b"authorization":
+            if self.authorization:
+                raise BadMessage("Authorization is there twice")
+            self.authorization = value
+        elif lower == b"x-request-id":
+            if is_request_id(value) and not self.request_id:
+                self.request_id = value
+            else:
+                self.drop += (name,)
+        elif lower == b"expect":
+            self.expect = value.lower()
+        elif lower in FORWARDED:
+            self.forwarded += ((lower, value),)
+            self.drop += (name,)
+        else:
+            self.drop += (name,)
+            self._note_hop(lower, value)
+
+    def _note_hop(self, lower: bytes, value: bytes) -> None:
+        if lower == b"connection":
+            if value == b"keep-alive":
+                return
+            named = tokens(value)
+            self.close = self.close or b"close" in named
+            self.named += tuple(one for one in named if one not in _USUAL and one not in END_TO_END)
+        elif lower == b"transfer-encoding":
+            if self.transfer_encoding is not None or value.lower() != b"chunked":
+                raise BadMessage("Transfer-Encoding is there twice or is not 'chunked'")
+            self.transfer_encoding = value
+        elif lower == b"upgrade":
+            self.upgrade = value
+
+    def settle(self) -> None:
+        """Once all headers are known: contradictions, and whether this is for the fast lane."""
+        if self.transfer_encoding is not None and (self.length is not None or self.version == "1.0"):
+            raise BadMessage("Transfer-Encoding together with Content-Length or HTTP/1.0")
+        if self.host is None and self.version != "1.0":
+            raise BadMessage("Host is missing")
+        if not self.target.isascii() or b"#" in self.target:
+            raise BadMessage("the request target is not a path")
+        if self.method not in ORDINARY or self.version != "1.1" or not self.target.startswith(b"/"):
+            self.odd = "method, version or target"
+        elif self.transfer_encoding is not None:
+            self.odd = "transfer-encoding"
+        elif self.expect or self.named:
+            self.odd = "expect or connection options"
+
+
+def parse_request(head: bytes) -> RequestHead:
+    if not head.endswith(b"\r\n\r\n"):
+        raise BadMessage("the head is not whole")
+    start = head[: head.index(b"\r\n")]
+    parser = HttpRequestParser(_NOBODY)
+    try:
+        parser.feed_data(head)
+    except HttpParserUpgrade:
+        pass  # ours to decide, by the headers
+    except HttpParserError as error:
+        raise BadMessage(str(error)) from None
+    words = start.split(b" ")
+    if len(words) != 3 or b"\n" in start or b"\r" in start or b"\0" in start:
+        raise BadMessage("the request line is not METHOD TARGET VERSION")
+    request = RequestHead()
+    request.method, request.target, version = words
+    if version not in _VERSIONS:
+        raise BadMessage("only HTTP/1.1 and HTTP/1.0 are spoken here")
+    request.version = _VERSIONS[version]
+    request.block = head[len(start) : -2]
+    request.read_lines(_HANDLED, _seen)
+    request.settle()
+    return request
+
+
+def request_from_pairs(
+    method: bytes, target: bytes, version: str, pairs: list[tuple[bytes, bytes]]
+) -> RequestHead:
+    """The same head from what another parser read: the same checks and the same facts."""
+    request = RequestHead()
+    request.method, request.target, request.version = method, target, version
+    request.block = b"\r\n" + b"".join(b"%b: %b\r\n" % pair for pair in pairs)
+    request.read_lines(_HANDLED, _seen)
+    request.settle()
+    return request

@@ -1,0 +1,226 @@
+"""Models by name: which service gets a request, what else is tried, what is listed; and reading requests and answers."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from skyloom_common.core.errors import InvalidRequest
+from skyloom_lb.openai.config import Price, front_settings, secret_of, service_settings
+from skyloom_lb.openai.models import Model, ModelTable, Served
+from skyloom_lb.openai.request import (
+    BadRequest,
+    Kind,
+    estimate,
+    form_model,
+    model_of,
+    parse,
+    prompt_bytes,
+    with_fields,
+    with_form_model,
+)
+from skyloom_lb.openai.usage import Tail, Usage, usage_in
+
+TWO = {
+    "models": {
+        "small": {
+            "to": [{"service": "v1", "weight": 9}, {"service": "v2", "model": "tiny-2"}],
+            "aliases": ["gpt-4o-mini"],
+            "fallbacks": [{"service": "big"}, {"service": "outside", "model": "gpt"}],
+            "price": {"prompt": 1, "completion": 2},
+        }
+    }
+}
+SERVICES = (Served("v1"), Served("v2"), Served("big", ("llama",)), Served("outside", external=True))
+
+
+def table(data: dict[str, Any] = TWO, services: tuple[Served, ...] = SERVICES) -> ModelTable:
+    return ModelTable(front_settings(data), services)
+
+
+def found(one: ModelTable, name: str) -> Model:
+    model = one.find(name)
+    assert model is not None
+    return model
+
+
+def test_names_and_aliases() -> None:
+    one = table()
+    assert one.find("small") is one.find("gpt-4o-mini") is not None
+    assert one.find("gpt-5") is None and one.find("") is None
+    assert [model.name for model in one.names()] == ["small"]
+    assert one.aliases(found(one, "small")) == ["gpt-4o-mini"]
+
+
+def test_weights_share_the_requests_and_the_rest_is_a_fallback() -> None:
+    model = found(table(), "small")
+    chosen = Counter(model.choose(number / 1000).service for number in range(1000))
+    assert chosen == {"v1": 900, "v2": 100}
+    first = model.choose(0.0)
+    assert [(one.service, one.model) for one in model.after(first)] == [
+        ("v2", "tiny-2"), ("big", "llama"), ("outside", "gpt"),
+    ]  # fmt: skip
+
+
+def test_a_weight_of_nothing_gets_nothing() -> None:
+    one = table({"models": {"m": {"to": [{"service": "v1"}, {"service": "v2", "weight": 0}]}}})
+    assert {found(one, "m").choose(number / 100).service for number in range(100)} == {"v1"}
+
+
+def test_a_missing_service_is_told_and_left_out() -> None:
+    one = table({"models": {"m": {"to": [{"service": "gone"}], "fallbacks": [{"service": "v1"}]}}})
+    assert one.missing == ["gone"] and found(one, "m").choose(0.5).service == "v1"
+
+
+def test_without_a_table_services_and_their_endpoints_speak_for_themselves() -> None:
+    one = table(
+        {}, (Served("a", ("m1", "m2")), Served("b", (), ("m3",)), Served("c"), Served("x", external=True))
+    )
+    assert [model.name for model in one.names()] == ["c", "m1", "m2", "m3"]
+    assert found(one, "a").chosen[0].model == "m1" and found(one, "c").chosen[0].model == ""
+    assert one.find("m9") is None
+
+
+def test_one_service_takes_any_name() -> None:
+    one = table({}, (Served("only"),))
+    assert found(one, "whatever").chosen[0] == found(one, "").chosen[0]
+
+
+def test_the_default_model() -> None:
+    assert table({**TWO, "default_model": "small"}).find("") is not None
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"models": {"m": {}}}, "at least one service"),
+        ({"models": {"m": {"to": [{"service": "a", "weight": -1}]}}}, "below 0"),
+        ({"models": {"m": {"to": [{"service": "a", "weight": 0}]}}}, "above 0"),
+        ({"models": {"m": {"to": [{"service": "a"}], "aliases": ["m"]}}}, "'m' is a name of"),
+        ({"default_model": "x", "models": {"m": {"to": [{"service": "a"}]}}}, "'x'"),
+        ({"modells": {}}, "modells"),
+    ],
+)
+def test_wrong_tables_are_named(data: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        front_settings(data)
+
+
+def test_wrong_services_are_named() -> None:
+    with pytest.raises(InvalidRequest, match="'sometimes'"):
+        service_settings("s", {"continuation": "sometimes"})
+    with pytest.raises(InvalidRequest, match="SKYLOOM_NO_SUCH"):
+        secret_of(service_settings("s", {"api_key_env": "SKYLOOM_NO_SUCH"}), {})
+
+
+# --- requests
+
+
+@pytest.mark.parametrize("wrong", [b"", b"{", b"[]", b'"x"', b"\xff"])
+def test_bodies_that_are_no_object(wrong: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse(wrong)
+
+
+def test_a_model_is_a_string() -> None:
+    assert model_of({}) == "" and model_of({"model": "m"}) == "m"
+    with pytest.raises(BadRequest):
+        model_of({"model": 7})
+
+
+def test_a_form_has_a_model_too() -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
+    assert form_model(body) == "whisper-1" and form_model(b"--x") == ""
+    assert form_model(with_form_model(body, "other")) == "other"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "least", "most"),
+    [
+        (Kind.CHAT, {"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 10}, 100, 130),
+        (Kind.CHAT, {"messages": [], "n": 3, "max_completion_tokens": 100}, 300, 330),
+        (Kind.COMPLETIONS, {"prompt": "x"}, 256, 270),
+        (Kind.EMBEDDINGS, {"input": ["x" * 4000]}, 1000, 1010),
+        (
+            Kind.CHAT,
+            {
+                "messages": [
+                    {
+                        "content": [
+                            {"image_url": {"url": "data:image/png;base64," + "A" * 50_000}},
+                            {"text": "hi"},
+                        ]
+                    }
+                ],
+                "max_tokens": 1,
+            },
+            1,
+            20,
+        ),
+    ],
+)
+def test_estimates(kind: Kind, data: dict[str, Any], least: int, most: int) -> None:
+    assert least <= estimate(kind, data, len(json.dumps(data))) <= most
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (b'{"a": 1}', {"b": {"c": True}}),
+        (b'{"a": {"x": "}"}} \n', {"b": 2}),
+        (b'{"a": 1}', {"a": 2}),
+        (b"{}", {"a": 2}),
+    ],
+)
+def test_fields_are_added(body: bytes, fields: dict[str, Any]) -> None:
+    data = json.loads(body)
+    assert json.loads(with_fields(body, data, fields)) == {**data, **fields}
+
+
+def test_the_prompt_begins_where_it_begins() -> None:
+    assert prompt_bytes(b'{"model":"m","temperature":1,"messages":[1]}') == b'"messages":[1]}'
+    assert prompt_bytes(b'{"model":"m","prompt":"x"}') == b'"prompt":"x"}'
+
+
+# --- usage
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        (b'{"usage": {"prompt_tokens": 3, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}}',
+         Usage(3, 4, 2)),
+        (b'{"usage":{"input_tokens":3,"output_tokens":4,"input_tokens_details":{"cached_tokens":1}}}', Usage(3, 4, 1)),
+        (b'{"usage":{"prompt_tokens":9,"total_tokens":9}}', Usage(9, 0, 0)),
+        (b'{"choices":[{"text":"\\"usage\\": {\\"prompt_tokens\\": 99}"}],"usage":{"prompt_tokens":1}}', Usage(1)),
+        (b'{"usage":{"prompt_tokens":1,"completion_tokens":1},"x":{"usage":null}}', Usage(1, 1)), (b"[]", None),
+        (b'{"usage":null}', None), (b'{"usage":{"prompt_tokens":', None), (b"", None), (b'"usage"', None),
+        (b'{"usage":{"prompt_tokens":-5,"completion_tokens":"x"}}', None),
+    ],
+)  # fmt: skip
+def test_usage_in_an_answer(body: bytes, usage: Usage | None) -> None:
+    assert usage_in(body) == usage
+    padded = body.replace(b"{", b'{"x":"' + b"y" * 5000 + b'",', 1) if body.startswith(b"{") else body
+    assert usage_in(padded) == usage
+
+
+def test_usage_of_a_long_or_packed_answer() -> None:
+    body = b'{"data": "' + b"x" * 3_000_000 + b'", "usage": {"prompt_tokens": 5}}'
+    for encoding, sent in ((b"", body), (b"gzip", gzip.compress(body[-2000:]))):
+        tail = Tail(encoding)
+        for at in range(0, len(sent), 1000):
+            tail.add(sent[at : at + 1000])
+        assert tail.usage() == Usage(5)
+    bomb, unknown = Tail(b"gzip"), Tail(b"br")
+    bomb.add(gzip.compress(b"\0" * 50_000_000))
+    unknown.add(b'{"usage": {"prompt_tokens": 5}}')
+    assert bomb.usage() is None and unknown.usage() is None
+
+
+def test_a_price() -> None:
+    assert Price(1.0, 2.0, 0.5).of(1_000_000, 200_000, 1_000_000) == pytest.approx(0.8 + 0.1 + 2.0)
+    assert Price(1.0).of(10, 20, 0) == pytest.approx(10 / 1e6)
