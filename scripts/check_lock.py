@@ -1,6 +1,6 @@
 """Tells what the members ask for and requirements/dev.lock does not hold; needs no network.
 
-Extras that no default installation takes (clouds, solver) are not in the lock file and not looked at.
+Extras that no default installation takes (clouds) are not in the lock file and not looked at.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from members import LOCK, Member, dev_requirements, members, root
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-LOCKED_EXTRAS = {"clients", "service"}
+LOCKED_EXTRAS = {"clients", "service", "solver"}
 
 
 def locked_versions() -> dict[str, set[str]]:

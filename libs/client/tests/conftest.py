@@ -336,8 +336,6 @@ class Handler(BaseHTTPRequestHandler):
             cut = self.gateway.cut_events_after
             limits = [sum(map(len, pieces[: cut.pop(0) + 1])) + 5] if cut else []
             self._stream(pieces, limits, "text/event-stream")
-        elif parts[2:] == ["cancel"] and operation.status.is_final:
-            self._json(operation)
         elif parts[2:] == ["cancel"]:
             operation = replace(operation, status=OperationStatus.CANCELLED, cancel_requested=True)
             self.gateway.operations[operation.id] = operation

@@ -80,12 +80,12 @@ def test_cancelling_autostop_does_not_say_set(fake: Any, sky: Sky) -> None:
     assert sky("autostop", "-y", "dev").out == "Setting autostop of dev: set\n"
 
 
-def test_a_request_that_has_ended_is_not_cancelled(fake: Any, sky: Sky) -> None:
-    fake.add_cluster("dev")
-    sky("exec", "dev", "true")
-    operation = next(iter(fake.operations))
-    assert fake.operations[operation].status is OperationStatus.SUCCEEDED
-    ran = sky("api", "cancel", operation)
+def test_a_request_that_has_ended_is_not_cancelled(
+    fake: Any, sky: Sky, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = Operation("op-1", "exec", "dev", "ann", OperationStatus.SUCCEEDED, 1.0)
+    monkeypatch.setattr("sky.api.Gateway.cancel_operation", lambda *_: ended)
+    ran = sky("api", "cancel", "op-1")
     assert (ran.code, ran.out) == (1, "")
     assert "has ended: SUCCEEDED" in ran.err
 
@@ -131,6 +131,13 @@ def test_the_end_of_input_at_a_prompt_ends_its_line(fake: Any, sky: Sky) -> None
     ran = sky("down", "dev", stdin="")
     assert ran.code == 1
     assert ran.err == "\nAborted.\n"
+
+
+def test_a_forbidden_start_is_not_announced(fake: Any, sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SKYLOOM_API_SERVER_ENDPOINT")
+    monkeypatch.setenv("SKYLOOM_NO_AUTOSTART", "1")
+    ran = sky("status")
+    assert (ran.code, "forbids" in ran.err, "Starting" in ran.err) == (1, True, False)
 
 
 def offered(*words: str) -> list[tuple[str, str]]:

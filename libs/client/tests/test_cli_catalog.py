@@ -29,7 +29,7 @@ AZURE = CloudRefresh(
     refused={"brazilsouth": "the list is empty"}, changes=CHANGES, notes=("Standard_D2s_v5 in eastus: price from $1 to $9",),
 )  # fmt: skip
 CLOUDS = (
-    CatalogCloud("azure", 66446, 1779, 63, 66000, 55000, "2026-11-22", "2026-11-22", 0, time.time() - 120),
+    CatalogCloud("azure", 66446, 1779, 63, 66000, 55000, "2026-11-22", "2026-11-22", 0),
     CatalogCloud("scp", 443, 73, 7, 443, 0, "2023-05", "2023-05", 1270),
 )
 
@@ -41,7 +41,8 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def info(status: str = "partly", **more: Any) -> CatalogInfo:
     refresh = CatalogRefresh("r1", status, time.time() - 5, clouds=(AZURE,), **more)
-    return CatalogInfo("abc123", 190525, 7000, 79, CLOUDS, own_offers=2, refresh=refresh)
+    azure = replace(CLOUDS[0], refreshed_at=time.time() - 120)
+    return CatalogInfo("abc123", 190525, 7000, 79, (azure, *CLOUDS[1:]), own_offers=2, refresh=refresh)
 
 
 def test_status_shows_the_stalest_first(fake: Any, sky: Sky) -> None:

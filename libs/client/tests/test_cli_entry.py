@@ -44,6 +44,7 @@ Infrastructure:
   check        Show which infrastructure can be used, and why not.
   gpus         Accelerators and their prices.
   catalog      The price catalog: its age, and current prices.
+  why          Say why a plan, a cluster, a job or a request is as it is.
   cost-report  Show what clusters have cost.
   api          The API server: start, stop, login, requests.
 

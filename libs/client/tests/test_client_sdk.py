@@ -268,12 +268,26 @@ def test_what_comes_later_says_so() -> None:
         sky.serve.up,
         sky.volumes.ls,
         sky.dashboard,
-        sky.debug,
+        sky.ServeConfig,
         sky.jobs.pool_apply,
         sky.serve,
     ):
         with pytest.raises(exceptions.NotSupportedError, match="not supported yet: sky"):
             call()  # type: ignore[operator]
+
+
+def test_a_debug_block_has_a_cluster_and_leaves_none(fake: Any) -> None:
+    with sky.debug(autostop=30, resources=sky.Resources(cpus="1+")) as handle:
+        name = handle.cluster_name
+        assert name in fake.clusters
+        assert fake.last("/launch").json()["autostop"] == {"idle_minutes": 30, "down": True}
+    assert fake.clusters == {}
+    with pytest.raises(ZeroDivisionError), sky.debug():
+        _ = 1 / 0
+    assert fake.clusters == {}
+    fake.fail_kind["launch"] = errors.ResourcesUnavailable("No place is left.")
+    with pytest.raises(exceptions.ResourcesUnavailableError), sky.debug():
+        pass
 
 
 def test_every_name_is_there() -> None:

@@ -91,6 +91,7 @@ PATHS = [
     ("GET", "/clusters/c/jobs/1/logs"), ("GET", "/clusters/c/jobs/1/archive"), ("GET", "/operations"),
     ("GET", "/operations/x/events"), ("POST", "/operations/x/cancel"), ("PUT", "/files/chunks"),
     ("GET", "/server-logs"), ("GET", "/accelerators"), ("POST", "/plans"), ("GET", "/nothing/here"),
+    ("GET", "/catalog"), ("POST", "/catalog/refresh"), ("GET", "/prices/history"),
 ]  # fmt: skip
 
 

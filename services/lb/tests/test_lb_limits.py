@@ -394,3 +394,15 @@ async def test_no_key_starves_at_a_gate() -> None:
     assert done["key:greedy"] < 60
     await asyncio.gather(*tasks)
     assert set(one.counts().values()) == {0}
+
+
+async def test_a_waiter_that_is_cancelled_as_its_place_comes_free_takes_nothing() -> None:
+    one = admission(concurrency=1)
+    first = await settle(one.admit(Service(), one.nobody, 0, 0, None))
+    waits = [asyncio.ensure_future(settle(one.admit(Service(), one.nobody, 0, 0, None))) for _ in range(2)]
+    await asyncio.sleep(0)
+    waits[0].cancel()  # its future is cancelled now, its task runs in the next turn
+    first.release(outcome())  # type: ignore[union-attr]
+    assert isinstance((await asyncio.gather(waits[0], return_exceptions=True))[0], asyncio.CancelledError)
+    (await waits[1]).release(outcome())  # type: ignore[union-attr]
+    assert set(one.counts().values()) == {0}

@@ -86,7 +86,7 @@ class World:
         for client in self._clients:
             await client.close()
         await self.kit.until(self.lb.quiet)
-        assert set(self.lb.worker.balancer.front.counters().values()) == {0}
+        assert set(self.lb.worker.balancer.front.state.admission.counts().values()) == {0}
         for server in self._servers:
             server.close()
 
@@ -517,3 +517,110 @@ async def test_time_outs_and_leaving_early(world: World) -> None:
         await world.client(timeout=0.2).chat.completions.create(model="stuck", messages=ASK)
     with pytest.raises(openai.InternalServerError, match="did not answer in time"):
         await world.client().chat.completions.create(model="stuck", messages=ASK)
+
+
+# --- nothing passes by the checks
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/%63hat/completions",
+        b"/%761/chat/completions",
+        b"//v1/chat/completions",
+        b"/x/../v1/chat/completions",
+    ],
+)
+async def test_a_path_in_disguise_is_the_same_path(world: World, path: bytes) -> None:
+    keys = world.keys(a={"models": ["m1"], "scopes": ["chat"]}, b={"scopes": ["other"]})
+    first = world.service("s", await world.engine("e0"), openai={"models": ["m1", "m2"]})
+    await world.start(first, keys_file=keys)
+    body = json.dumps({"model": "m2", "messages": ASK}).encode()
+    for key, code in (("a", "model_not_found"), ("b", "insufficient_scope")):
+        extra = b"Authorization: Bearer sk-%b\r\n" % key.encode()
+        answer = await world.lb.ask(world.kit.post(body, target=path, extra=extra))
+        assert json.loads(answer.body)["error"]["code"] == code
+
+
+async def test_a_second_model_in_the_body_means_nothing(world: World) -> None:
+    first = world.service("s", await world.engine("e0"), openai={"models": ["m1", "m2"]})
+    await world.start(first, keys_file=world.keys(a={"models": ["m1"]}))
+    extra = b"Authorization: Bearer sk-a\r\n"
+    for body in (
+        b'{"model":"m1","messages":[],"\\u006dodel":"m2"}',
+        b'{"model":"m2","model":"m2","messages":[]}',
+    ):
+        answer = await world.lb.ask(world.kit.post(body, extra=extra))
+        assert answer.status == 404
+    answer = await world.lb.ask(world.kit.post(b'{"model":"m2","messages":[],"model":"m1"}', extra=extra))
+    assert json.loads(answer.body)["model"] == "m1"
+
+
+async def test_the_same_user_goes_to_the_same_endpoint(world: World) -> None:
+    from skyloom_lb.settings import Affinity
+
+    endpoints = [await world.engine(f"e{number}") for number in range(4)]
+    service = world.service("tiny", *endpoints, policy="session_affinity", affinity=Affinity(user=True))
+    await world.start(service)
+    client = world.client()
+    for user in ("ann", "ben", "cy"):
+        before = {name: one.stats.requests for name, one in world.engines.items()}
+        for _ in range(4):
+            await client.chat.completions.create(model="tiny", messages=ASK, max_tokens=1, user=user)
+        served = [one.stats.requests - before[name] for name, one in world.engines.items()]
+        assert sorted(served) == [0, 0, 0, 4]
+
+
+async def test_keys_change_while_streams_run(world: World) -> None:
+    path = world.keys(a={"limits": {"concurrency": 2}})
+    await world.start(world.service("tiny", await world.engine("e0", tokens_per_second=40)), keys_file=path)
+    stream = await world.client("a").chat.completions.create(
+        model="tiny", messages=ASK, max_tokens=30, stream=True
+    )
+    world.keys(b={})
+    assert world.lb.worker.balancer.front.state.keys.poll()
+    with pytest.raises(openai.AuthenticationError):
+        await world.client("a").models.list()
+    world.lb.worker.configure(world.lb.worker.settings)  # a reload builds the front anew
+    assert (await read(stream))[0] == expected(30)
+    await world.client("b").chat.completions.create(model="tiny", messages=ASK, max_tokens=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_counts_return_to_zero_after_any_mix(world: World, seed: int) -> None:
+    """Success, failure, time-out, disconnect at any moment; the fixture asks for the counts."""
+    import random
+
+    chance = random.Random(seed)
+    endpoints = [await world.engine(f"e{number}", tokens_per_second=400) for number in range(3)]
+    service = world.service(
+        "tiny", *endpoints, limits={"concurrency": 6, "queue": 20, "queue_seconds": 0.3, "hold_seconds": 1},
+        timeouts=Timeouts(first_byte=0.4, idle=0.6, total=2.0),
+    )  # fmt: skip
+    limits = {"concurrency": 4, "requests_per_minute": 100_000, "tokens_per_minute": 10**8}
+    await world.start(service, keys_file=world.keys(a={"limits": limits}, b={"priority": 1}))
+    modes = [*engine.FAULTS]
+    modes.remove("exit")
+
+    async def one() -> None:
+        wire = await world.lb.client()
+        body = {"model": "tiny", "messages": ASK, "max_tokens": 30, "stream": chance.random() < 0.7}
+        fault = (
+            f"X-Engine-Fault: {chance.choice(modes)}:{chance.randrange(20)}\r\n"
+            if chance.random() < 0.5
+            else ""
+        )
+        extra = f"Authorization: Bearer sk-{chance.choice('ab')}\r\n{fault}"
+        raw = world.kit.post(json.dumps(body).encode(), extra=extra.encode())
+        await wire.send(raw[: chance.randrange(len(raw))] if chance.random() < 0.1 else raw)
+        await asyncio.wait(
+            [asyncio.ensure_future(wire.reader.read(-1))], timeout=chance.choice((0.01, 0.1, 0.5, 2.5))
+        )
+        wire.writer.transport.abort()
+
+    for _ in range(3):
+        await asyncio.gather(*(one() for _ in range(20)))
+        world.lb.worker.balancer.set_endpoints("tiny", endpoints[: chance.randrange(4)])
+    world.lb.worker.balancer.set_endpoints("tiny", endpoints)
+    await world.client("a").chat.completions.create(model="tiny", messages=ASK, max_tokens=1)

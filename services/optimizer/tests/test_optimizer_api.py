@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from skyloom_common.contracts.catalog import CatalogInfo
+from skyloom_common.contracts.dag import DagPlan
+from skyloom_common.contracts.fleet import FleetPlan
 from skyloom_common.contracts.plan import AcceleratorList, LaunchOutcome, Plan
 from skyloom_common.contracts.task.model import ResourcesSpec
 from skyloom_common.core import wire
@@ -195,10 +197,58 @@ async def test_the_migration_makes_the_same_table(tmp_path: Path) -> None:
 def test_openapi_needs_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SKYLOOM_SERVICE_TOKEN", raising=False)
     paths = openapi_app().openapi()["paths"]
-    assert set(paths) == {"/v1/plans", "/v1/accelerators", "/v1/catalog", "/v1/outcomes"}
+    ours = {
+        "/v1/plans",
+        "/v1/plans/dag",
+        "/v1/plans/fleet",
+        "/v1/accelerators",
+        "/v1/catalog",
+        "/v1/outcomes",
+    }
+    assert ours <= set(paths)
 
 
 def test_settings_name_what_is_wrong(tmp_path: Path) -> None:
     environ = {"SKYLOOM_HOME": str(tmp_path), "SKYLOOM_SERVICE_TOKEN": TOKEN, "SKYLOOM_CATALOG": "/no/such"}
     with pytest.raises(SettingsError, match="SKYLOOM_CATALOG: '/no/such' is not a file"):
         OptimizerSettings.from_env(environ)
+
+
+async def test_older_outcomes_are_summed_up_and_still_count(tmp_path: Path) -> None:
+    clock = SystemClock()
+    database = Database(f"sqlite:///{tmp_path}/outcomes.db")
+    await ensure_schema(database, SCHEMA)
+    store = OutcomeStore(database)
+    for number in range(30):
+        old = outcome(id=f"old{number}", at=clock.now() - 5 * 3600 - number, use_spot=True, zone="z")
+        await store.record(LaunchOutcome(**old))
+    gone = outcome(
+        id="gone", result="interrupted", ran_seconds=600.0, at=clock.now() - 4 * 3600, use_spot=True, zone="z"
+    )
+    await store.record(LaunchOutcome(**gone))
+    summed = await store.summed(0.0, clock.now() - 3600)
+    assert sum(item.count for item in summed) == 31 and len(summed) <= 3
+    memory = await MemoryKeeper(store, clock).current()
+    place = ("civo", "global", "z", "gpu-a100-40-xlarge", True)
+    assert memory.chance(*place) < 0.4
+    assert memory.capacity.interruptions_per_hour(*place, 0.001) > 0.01
+    await database.close()
+
+
+async def test_graphs_and_fleets_over_http(client: httpx.AsyncClient) -> None:
+    task = wire.to_wire(request(ResourcesSpec(cpus=at_least(8))).task)
+    body = {
+        "tasks": [{"name": "a", "task": task}, {"name": "b", "task": task}],
+        "edges": [{"source": "a", "target": "b"}],
+    }
+    dag = wire.loads(DagPlan, (await client.post("/v1/plans/dag", json=body)).content)
+    assert len(dag.placements) == 2 and dag.proof is not None and dag.proof.optimal
+    cloud = dag.placements[0].candidate.offer.cloud
+    fleet_body = {
+        "tasks": [{"name": "a", "task": task, "count": 5}],
+        "quotas": [{"name": "q", "limit": 3, "cloud": cloud}],
+    }
+    fleet = wire.loads(FleetPlan, (await client.post("/v1/plans/fleet", json=fleet_body)).content)
+    assert sorted(group.count for group in fleet.groups) == [2, 3]
+    wrong = await client.post("/v1/plans/fleet", json={"tasks": [], "quota": []})
+    assert wrong.status_code == 400

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,12 +23,12 @@ from skyloom_common.core.clock import SystemClock
 from skyloom_common.core.errors import InstanceNotFound, InsufficientCapacity, ProviderInvalidRequest
 from skyloom_provisioner.providers.base import DEPLOYMENT_TAG, InstanceRequest
 from skyloom_provisioner.providers.local import addresses
-from skyloom_provisioner.providers.local.machine import Machine, gpu_name
+from skyloom_provisioner.providers.local.machine import Machine, gpu_name, seen
 from skyloom_provisioner.providers.local.offers import offers_of
 from skyloom_provisioner.providers.local.processes import is_running, node_processes
 from skyloom_provisioner.providers.local.provider import LocalProvider
 
-MACHINE = Machine(4, 16, "H200", 4, 140)
+MACHINE = Machine(4, 16, "H200", 4, 140, (0, 1, 2, 3))
 
 
 def no_bundle() -> Path:
@@ -71,6 +72,14 @@ def test_offers_are_cut_to_what_is_asked_for() -> None:
 )
 def test_gpus_have_the_catalogs_names(full: str, short: str) -> None:
     assert gpu_name(full) == short
+
+
+@pytest.mark.parametrize(
+    ("visible", "ours"),
+    [(None, (0, 1, 2)), ("2,0", (2, 0)), ("GPU-b", (1,)), ("1,7,2", (1,)), ("", ()), ("-1", ())],
+)
+def test_a_server_hands_out_only_the_gpus_it_may_see(visible: str | None, ours: tuple[int, ...]) -> None:
+    assert seen({0: "GPU-aa", 1: "GPU-bb", 2: "GPU-cc"}, visible) == ours
 
 
 def test_addresses_avoid_nodes_and_servers() -> None:
@@ -147,6 +156,24 @@ async def test_every_process_of_a_node_ends_with_it(provider: LocalProvider, scr
 
 
 @pytest.mark.integration
+async def test_processes_of_a_node_whose_directory_was_removed_are_ended(provider: LocalProvider) -> None:
+    """They would hold its address and run its jobs for ever: nobody has a record of them any more."""
+    for ask in (provider.get, provider.delete):
+        instance = await rent(provider)
+        node = provider._root / instance.id
+        agent = subprocess.Popen(  # noqa: ASYNC220
+            ["sleep", "600"], env={"HOME": str(node / "home"), "SKYLOOM_NODE_ID": instance.id}
+        )
+        shutil.rmtree(node)
+        try:
+            with pytest.raises(InstanceNotFound):
+                await ask(instance.id)
+            assert agent.wait(5) == -signal.SIGTERM
+        finally:
+            agent.kill()
+            agent.wait()
+
+
 async def test_a_persons_shell_in_the_nodes_directory_is_left_alone(provider: LocalProvider) -> None:
     instance = await rent(provider)
     node = provider._root / instance.id

@@ -368,6 +368,49 @@ async def test_what_is_not_supported_is_named_before_anything_is_made(started: A
     assert await started.client.operations(all=True) == ()
 
 
+async def test_exec_refuses_what_the_job_would_miss(started: Any) -> None:
+    await launched(started)
+    with pytest.raises(NotSupportedYet, match=r"resources\.image_id"):
+        await started.client.exec(
+            "c", ExecRequest(TaskSpec(run="x", resources=ResourcesSpec(image_id="docker:u")))
+        )
+    with pytest.raises(NotSupportedYet, match=r"config\.docker"):
+        await started.client.exec(
+            "c", ExecRequest(TaskSpec(run="x", config={"docker": {"run_options": ["a"]}}))
+        )
+    assert len(await started.client.operations(all=True)) == 1
+
+
+async def test_what_a_cluster_ignores_is_said_while_it_launches(started: Any) -> None:
+    task = TaskSpec(run="x", event_callback="echo", resources=ResourcesSpec(priority=3))
+    operation = await launched(started, task)
+    said = [event.message for event in await started.events(operation) if event.level == "warning"]
+    assert [sentence.split()[0] for sentence in said] == ["event_callback", "resources.priority"]
+
+
+async def test_every_port_of_a_range_has_an_endpoint_up_to_a_bound(started: Any) -> None:
+    await launched(
+        started, TaskSpec(run="x", resources=ResourcesSpec(ports=("80", "8000-8002", "9000-65535")))
+    )
+    (cluster,) = await started.client.clusters()
+    assert cluster.endpoints["8001"] == f"http://{cluster.head_ip}:8001"
+    assert len(cluster.endpoints) == 100
+
+
+async def test_exec_on_a_stopped_cluster_names_its_status(started: Any) -> None:
+    await launched(started)
+    await started.finished(await started.client.stop("c", StopRequest()))
+    with pytest.raises(ClusterNotUp) as caught:
+        await started.client.exec("c", ExecRequest(ONE))
+    assert caught.value.details["status"] == "STOPPED"
+
+
+async def test_a_forced_start_of_a_healthy_cluster_says_so_without_an_empty_reason(started: Any) -> None:
+    await launched(started)
+    operation = await started.finished(await started.client.start("c", StartRequest(force=True)))
+    assert "repairing cluster c" in [event.message for event in await started.events(operation)]
+
+
 @pytest.mark.parametrize("name", ["a;rm -rf ~", "../x", "$(id)", "-x", "a" * 300])
 async def test_names_are_checked_before_they_go_anywhere(started: Any, name: str) -> None:
     with pytest.raises(InvalidRequest):
@@ -456,3 +499,5 @@ async def test_an_operation_is_found_by_its_prefix_and_listed_newest_first(start
     assert await started.client.operations() == ()
     text = b"".join([piece async for piece in started.client.provision_logs("c")]).decode()
     assert "submitting" in text and text.count("\n") >= 3
+    answer = await started.client.http.get("/v1/clusters/c/provision-logs", params={"tail": 2})
+    assert answer.text.splitlines() == text.splitlines()[-2:]

@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from sky.exceptions import JobExitCode as JobExitCode
     from sky.request_id import RequestId as RequestId
     from sky.resources import Resources as Resources
+    from sky.scratch import debug as debug
     from sky.storage import FileMountType as FileMountType
     from sky.storage import Storage as Storage
     from sky.storage import StorageMode as StorageMode
@@ -112,10 +113,11 @@ if TYPE_CHECKING:
     realtime_kubernetes_gpu_availability = _later("sky.realtime_kubernetes_gpu_availability")
     kubernetes_node_info = _later("sky.kubernetes_node_info")
     kubernetes_label_gpus = _later("sky.kubernetes_label_gpus")
+    realtime_slurm_gpu_availability = _later("sky.realtime_slurm_gpu_availability")
+    slurm_node_info = _later("sky.slurm_node_info")
     status_kubernetes = _later("sky.status_kubernetes")
     create_debug_dump = _later("sky.create_debug_dump")
     download_debug_dump = _later("sky.download_debug_dump")
-    debug = _later("sky.debug")
     ServeConfig = _later("sky.ServeConfig")
     AutoScalingPolicy = _later("sky.AutoScalingPolicy")
     tail_hook_logs = _later("sky.tail_hook_logs")
@@ -135,6 +137,7 @@ _CONTENTS = {
     "sky.task": ("Task",),
     "sky.resources": ("Resources",),
     "sky.dag": ("Dag", "DagExecution"),
+    "sky.scratch": ("debug",),
     "sky.storage": ("Storage", "StorageMode", "StoreType", "FileMountType"),
     "sky.enums": ("OptimizeTarget", "ClusterStatus", "JobStatus", "ManagedJobStatus", "StatusRefreshMode"),
     "sky.exceptions": ("JobExitCode",),
@@ -147,9 +150,10 @@ _CONTENTS = {
     ),
 }  # fmt: skip
 _LATER = (
-    "AutoScalingPolicy", "ServeConfig", "create_debug_dump", "dashboard", "debug", "download_debug_dump",
+    "AutoScalingPolicy", "ServeConfig", "create_debug_dump", "dashboard", "download_debug_dump",
     "get_user_workspace", "kubernetes_label_gpus", "kubernetes_node_info", "local_down", "local_up",
-    "realtime_kubernetes_gpu_availability", "set_preferred_workspace", "ssh_down", "ssh_up", "status_kubernetes",
+    "realtime_kubernetes_gpu_availability", "realtime_slurm_gpu_availability", "set_preferred_workspace",
+    "slurm_node_info", "ssh_down", "ssh_up", "status_kubernetes",
     "storage_delete", "storage_ls", "tail_autostop_logs", "tail_hook_logs", "workspaces",
 )  # fmt: skip
 _NAMES = {name: module for module, names in _CONTENTS.items() for name in names}

@@ -33,6 +33,7 @@ def connect(overrides: Sequence[str] = (), *, starting: Starting | None = None) 
 
         server = stack.running()
         if server is None:
+            stack.require_autostart()
             server = starting(stack.ensure_started) if starting else stack.ensure_started()
     return gateway_to(server)
 

@@ -67,6 +67,12 @@ def ensure_started() -> ServerAddress:
     server = running()
     if server is not None:
         return server
+    require_autostart()
+    return start()
+
+
+def require_autostart() -> None:
+    """Raises ApiServerConnectionError where the user forbids that a command starts the stack by itself."""
     from sky.exceptions import ApiServerConnectionError
 
     blocked = next((name for name in NO_AUTOSTART if os.environ.get(name)), None)
@@ -75,7 +81,6 @@ def ensure_started() -> ServerAddress:
             f"No API server is configured, and {blocked} forbids starting the local one.",
             hint="unset it, or sky api start, or sky api login -e URL",
         )
-    return start()
 
 
 def start(arguments: Sequence[str] = (), *, timeout: float = START_TIMEOUT) -> ServerAddress:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
 from skyloom_lb.wire.request import IDEMPOTENT, RequestHead
@@ -222,6 +222,13 @@ class Front(Protocol):
     def stream_error(self, refusal: Refusal) -> bytes:
         """The refusal as the last events of a stream that has begun."""
         ...
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A front that holds connections of its own; asked once, at the end of the process."""
+
+    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)

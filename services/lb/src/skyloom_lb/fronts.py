@@ -62,6 +62,7 @@ def new_state(balancer: Balancer) -> State:
     state = State(
         Admission(RedisScript(bus.redis) if bus is not None else None, wanted, max(1, settings.workers)),
         Random(),
+        bus=bus,
     )
     looked = time.monotonic()
 

@@ -14,6 +14,7 @@ from typing import Any
 from skyloom_lb.balancer import Balancer, MakeFront
 from skyloom_lb.careful.lane import CarefulLane
 from skyloom_lb.endpoints.file import FileSource
+from skyloom_lb.exchange import Closes
 from skyloom_lb.fast.front import FrontConnection
 from skyloom_lb.health.probes import Prober
 from skyloom_lb.observe.accesslog import AccessLog
@@ -169,6 +170,8 @@ class Worker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.prober.close()
+        if isinstance(self.balancer.front, Closes):
+            await self.balancer.front.close()
         if self.redis is not None:
             await self.redis.close()
         if self.balancer.access_log is not None:

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from skyloom_common.contracts.plan import Rejection
+from skyloom_common.contracts.plan import DeniedPlace, QuotaPool, Rejection
 from skyloom_common.contracts.task.model import AcceleratorSpec, Quantity
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.text import did_you_mean
+from skyloom_optimizer.gate import OPEN, Gate, asked_features, missing_feature, quota_text
 from skyloom_optimizer.names import number_text
 from skyloom_optimizer.needs import (
     DEFAULT_CPUS,
@@ -45,6 +46,7 @@ _SIZE_TOLERANCE = 0.01
 _COUNT_TOLERANCE = 0.005
 
 Describe = Callable[[str, int], str]
+Figures = Callable[[int], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class _Drop:
     distance: Floats | None
     describe: Describe
     scope: str = _EACH
+    figures: Figures | None = None
 
 
 class _Sieve:
@@ -85,10 +88,11 @@ class _Sieve:
         *,
         distance: Floats | None = None,
         scope: str = _EACH,
+        figures: Figures | None = None,
     ) -> None:
         gone = self.alive & ~passing
         if gone.any():
-            self.drops.append(_Drop(code, gone, distance, describe, scope))
+            self.drops.append(_Drop(code, gone, distance, describe, scope, figures))
             self.alive &= passing
 
     def rejections(self, rank: Floats) -> tuple[Rejection, ...]:
@@ -116,28 +120,51 @@ class _Sieve:
         for number in np.flatnonzero(touched).tolist():
             cloud, near = snapshot.clouds[number], nearest[number]
             example = None if drop.scope == _EMPTIED else snapshot.machines.name[near]
-            found.append(Rejection(cloud, drop.code, drop.describe(cloud, near), int(gone[number]), example))
+            numbers = {} if drop.figures is None else drop.figures(near)
+            text = drop.describe(cloud, near)
+            found.append(Rejection(cloud, drop.code, text, int(gone[number]), example, numbers))
         return found
 
 
-def split_feasible(
-    need: Need,
-    snapshot: OfferSnapshot,
-    *,
-    enabled: frozenset[str] | None = None,
-    blocked: Sequence[Mapping[str, Any]] = (),
-) -> Feasible:
+def split_feasible(need: Need, snapshot: OfferSnapshot, gate: Gate = OPEN) -> Feasible:
     """The machines and offers that satisfy `need`, and the reasons for the rest."""
+    sieve, allowed, lowest = _sift(need, snapshot, gate)
+    rank = snapshot.lowest(need.use_spot, snapshot.open_offers)
+    return Feasible(sieve.alive, allowed, lowest, sieve.rejections(rank))
+
+
+def feasible_only(need: Need, snapshot: OfferSnapshot, gate: Gate = OPEN) -> Feasible:
+    """As `split_feasible`, without the reasons."""
+    sieve, allowed, lowest = _sift(need, snapshot, gate)
+    return Feasible(sieve.alive, allowed, lowest)
+
+
+def _sift(need: Need, snapshot: OfferSnapshot, gate: Gate) -> tuple[_Sieve, Mask, Floats]:
     sieve = _Sieve(snapshot)
     _keep_asked_place(sieve, need)
     _keep_accelerators(sieve, need)
     _keep_sizes(sieve, need)
-    allowed = _allowed_offers(sieve, need, blocked)
+    _keep_features(sieve, need, gate)
+    allowed = _allowed_offers(sieve, need, gate)
     lowest = snapshot.lowest(need.use_spot, allowed)
     _keep_affordable(sieve, need, lowest)
-    _keep_enabled(sieve, enabled, lowest)
-    rank = snapshot.lowest(need.use_spot, snapshot.open_offers)
-    return Feasible(sieve.alive, allowed, lowest, sieve.rejections(rank))
+    _keep_enabled(sieve, gate.enabled, lowest)
+    return sieve, allowed, lowest
+
+
+def _keep_features(sieve: _Sieve, need: Need, gate: Gate) -> None:
+    """Ports, images, disks: a whole cloud has a feature or lacks it."""
+    asked = asked_features(need.spec)
+    if not asked:
+        return
+    snapshot = sieve.snapshot
+    missing = [missing_feature(cloud, asked, gate.lacks) for cloud in snapshot.clouds]
+    can = np.array([words is None for words in missing], dtype=bool)
+
+    def describe(cloud: str, _near: int) -> str:
+        return missing[snapshot.clouds.index(cloud)] or ""
+
+    sieve.keep(can[snapshot.machines.cloud], "feature", describe)
 
 
 def _keep_asked_place(sieve: _Sieve, need: Need) -> None:
@@ -256,11 +283,16 @@ def _keep_size(sieve: _Sieve, unit: str, have: Floats, wanted: Quantity | None) 
             return f"the number of {unit} is not known, and {quantity_text(wanted)} is asked for"
         return f"{number_text(size)} {unit} is the nearest to {quantity_text(wanted)}"
 
-    sieve.keep(passing, "size", describe, distance=np.nan_to_num(np.abs(missing), nan=1e12))
+    def figures(near: int) -> dict[str, float]:
+        size = float(have[near])
+        return {"asked": wanted.value} if size != size else {"asked": wanted.value, "nearest": size}
+
+    distance = np.nan_to_num(np.abs(missing), nan=1e12)
+    sieve.keep(passing, "size", describe, distance=distance, figures=figures)
 
 
-def _allowed_offers(sieve: _Sieve, need: Need, blocked: Sequence[Mapping[str, Any]]) -> Mask:
-    """Applies place, capacity type and block list."""
+def _allowed_offers(sieve: _Sieve, need: Need, gate: Gate) -> Mask:
+    """Applies place, images by region, capacity type, earlier attempts, policies and quotas."""
     snapshot, spec = sieve.snapshot, need.spec
     allowed = snapshot.open_offers
     if spec.region or spec.zone:
@@ -272,11 +304,81 @@ def _allowed_offers(sieve: _Sieve, need: Need, blocked: Sequence[Mapping[str, An
     kind = "spot" if need.use_spot else "on-demand"
     sold = snapshot.sold_count(need.use_spot, allowed) > 0
     sieve.keep(sold, "feature", lambda _c, _m: f"sells no {kind} capacity")
-    if blocked:
-        allowed = allowed & ~block_mask(snapshot, blocked, need.use_spot)
+    if isinstance(spec.image_id, dict) and (regions := sorted(set(spec.image_id) - {"docker"})):
+        allowed = allowed & _places_in(snapshot, regions)[snapshot.place]
+        left = snapshot.sold_count(need.use_spot, allowed) > 0
+        sieve.keep(left, "feature", lambda _c, _m: f"image_id names images in {_listed(regions)} only")
+    if gate.blocked:
+        allowed = allowed & ~block_mask(snapshot, gate.blocked, need.use_spot)
         left = snapshot.sold_count(need.use_spot, allowed) > 0
         sieve.keep(left, "blocked", lambda _c, _m: "already tried in this launch")
+    allowed = _not_denied(sieve, need, gate, allowed)
+    return _within_quotas(sieve, need, gate, allowed)
+
+
+def _places_in(snapshot: OfferSnapshot, regions: Sequence[str]) -> Mask:
+    names = {region.lower() for region in regions}
+    return np.array([region.lower() in names for region in snapshot.places.region], dtype=bool)
+
+
+def _not_denied(sieve: _Sieve, need: Need, gate: Gate, allowed: Mask) -> Mask:
+    snapshot = sieve.snapshot
+    for item in gate.denied:
+        if item.use_spot not in (None, need.use_spot):
+            continue
+        allowed = allowed & ~row_mask(snapshot, place_of(item))
+        left = snapshot.sold_count(need.use_spot, allowed) > 0
+        sieve.keep(left, "policy", lambda _c, _m, words=item.reason: words)  # type: ignore[misc]
     return allowed
+
+
+def _within_quotas(sieve: _Sieve, need: Need, gate: Gate, allowed: Mask) -> Mask:
+    """A quota that one task of its own would break."""
+    snapshot = sieve.snapshot
+    for pool in gate.quotas:
+        if pool.use_spot not in (None, need.use_spot):
+            continue
+        needed = units_of(need, snapshot, pool.unit) * gate.num_nodes
+        over = pool_machines(snapshot, pool) & (needed > pool.limit + _NEAR)
+        if not over.any():
+            continue
+        allowed = allowed & ~(row_mask(snapshot, place_of(pool)) & over[snapshot.machine])
+        left = snapshot.sold_count(need.use_spot, allowed) > 0
+        sieve.keep(left, "quota", lambda _c, m, p=pool, n=needed: quota_text(p, float(n[m])))  # type: ignore[misc]
+    return allowed
+
+
+def row_mask(snapshot: OfferSnapshot, place: Mapping[str, Any]) -> Mask:
+    """Offers in a partial place."""
+    mask = np.zeros(len(snapshot), dtype=bool)
+    _block(snapshot, place, mask)
+    return mask
+
+
+def place_of(item: DeniedPlace | QuotaPool) -> dict[str, str]:
+    return {name: getattr(item, name) for name in BLOCK_KEYS if name != "use_spot"}
+
+
+def pool_machines(snapshot: OfferSnapshot, pool: QuotaPool) -> Mask:
+    """Machines of the accelerator that a pool is about; all where it names none."""
+    if not pool.accelerator:
+        return np.ones(len(snapshot.machines), dtype=bool)
+    devices, _ = device_numbers(AcceleratorSpec(name=pool.accelerator), snapshot)
+    return np.isin(snapshot.machines.accelerator, devices)
+
+
+def units_of(need: Need, snapshot: OfferSnapshot, unit: str) -> Floats:
+    """What one node takes of a pool, for each machine. Of own machines a task takes what it asks for, else all."""
+    machines, spec = snapshot.machines, need.spec
+    if unit == "nodes":
+        return np.ones(len(machines))
+    if unit == "accelerators":
+        share = need.accelerator.count if need.accelerator and snapshot.divisible else None
+        return machines.accelerator_count if share is None else np.full(len(machines), share)
+    have, asked = (machines.vcpus, spec.cpus) if unit == "vcpus" else (machines.memory_gib, spec.memory)
+    if asked is not None and not asked.per_cpu and snapshot.divisible:
+        return np.full(len(machines), asked.value)
+    return np.nan_to_num(have)
 
 
 def place_mask(snapshot: OfferSnapshot, region: str | None, zone: str | None) -> Mask:
@@ -321,7 +423,7 @@ def check_blocked(blocked: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _block(snapshot: OfferSnapshot, entry: Mapping[str, Any], mask: Mask) -> None:
-    places = _blocked_places(snapshot, entry)
+    places = blocked_places(snapshot, entry)
     if not entry.get("instance_type"):
         mask |= places[snapshot.place]
         return
@@ -330,7 +432,7 @@ def _block(snapshot: OfferSnapshot, entry: Mapping[str, Any], mask: Mask) -> Non
         mask[first:last] |= places[snapshot.place[first:last]]
 
 
-def _blocked_places(snapshot: OfferSnapshot, entry: Mapping[str, Any]) -> Mask:
+def blocked_places(snapshot: OfferSnapshot, entry: Mapping[str, Any]) -> Mask:
     places = snapshot.places
     mask = np.ones(len(places), dtype=bool)
     if entry.get("cloud"):
@@ -362,7 +464,10 @@ def _keep_affordable(sieve: _Sieve, need: Need, lowest: Floats) -> None:
             return f"no price is known, so max_hourly_cost {cap:g} cannot be kept"
         return f"${lowest[near]:.2f} an hour is the cheapest, max_hourly_cost is {cap:g}"
 
-    sieve.keep(lowest <= cap + _NEAR, "price", describe, distance=lowest)
+    def figures(near: int) -> dict[str, float]:
+        return {"asked": cap} if np.isinf(lowest[near]) else {"asked": cap, "price": float(lowest[near])}
+
+    sieve.keep(lowest <= cap + _NEAR, "price", describe, distance=lowest, figures=figures)
 
 
 def _keep_enabled(sieve: _Sieve, enabled: frozenset[str] | None, lowest: Floats) -> None:
@@ -377,7 +482,10 @@ def _keep_enabled(sieve: _Sieve, enabled: frozenset[str] | None, lowest: Floats)
         price = f"; it has this from ${lowest[near]:.2f} an hour" if np.isfinite(lowest[near]) else ""
         return f"not enabled{price}: sky check {cloud}"
 
-    sieve.keep(passing, "not_enabled", describe, distance=lowest)
+    def figures(near: int) -> dict[str, float]:
+        return {"price": float(lowest[near])} if np.isfinite(lowest[near]) else {}
+
+    sieve.keep(passing, "not_enabled", describe, distance=lowest, figures=figures)
 
 
 def _listed(names: Sequence[str], most: int = 4) -> str:

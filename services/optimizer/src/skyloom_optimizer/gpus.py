@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from skyloom_common.contracts.plan import AcceleratorList, AcceleratorOffer, AcceleratorSummary
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.text import did_you_mean
+from skyloom_optimizer.catalog.ages import age_in_days
 from skyloom_optimizer.feasible import count_mask, place_mask
 from skyloom_optimizer.snapshot import NO_ACCELERATOR, Floats, Ints, Mask, OfferSnapshot, known
 
@@ -31,6 +32,7 @@ COMMON = frozenset(
     }
     | {"RTX4090", "RTX5090", "RTXPRO6000", "V100", "V100-32GB"}
 )
+SAME_SHARE = 0.005
 FAMILIES = ("common", "google_tpu", "other")
 
 
@@ -45,6 +47,8 @@ class AcceleratorQuery:
     every: bool = False
     all_regions: bool = False
     require_price: bool = False
+    now: float | None = None
+    """Unix seconds; prices have no age without it."""
 
 
 def list_accelerators(query: AcceleratorQuery, snapshot: OfferSnapshot) -> AcceleratorList:
@@ -113,8 +117,19 @@ def _summaries(query: AcceleratorQuery, snapshot: OfferSnapshot) -> Iterator[Acc
     for name in sorted(counts, key=lambda name: (FAMILIES.index(family(name)), _natural(name))):
         if query.every or family(name) != "other":
             yield AcceleratorSummary(
-                name, family(name), tuple(sorted(counts[name])), tuple(sorted(clouds[name]))
+                name, family(name), distinct_counts(counts[name]), tuple(sorted(clouds[name]))
             )
+
+
+def distinct_counts(counts: Iterable[float]) -> tuple[float, ...]:
+    """Each share of a device once: sellers round a sixth to 0.167 or 0.1667. The one with more digits is kept."""
+    shown: list[float] = []
+    for count in sorted(counts):
+        if shown and count - shown[-1] <= SAME_SHARE * count:
+            shown[-1] = max(shown[-1], count, key=lambda value: (len(f"{value:g}"), value))
+        else:
+            shown.append(count)
+    return tuple(shown)
 
 
 def _natural(name: str) -> tuple[str, int]:
@@ -158,7 +173,7 @@ def _machine_offers(
     if not len(rows):
         return []
     groups = _by_region(snapshot, rows) if query.all_regions else {"": rows}
-    return [_machine_offer(snapshot, machine, group) for _, group in sorted(groups.items())]
+    return [_machine_offer(snapshot, machine, group, query.now) for _, group in sorted(groups.items())]
 
 
 def _by_region(snapshot: OfferSnapshot, rows: Ints) -> dict[str, Ints]:
@@ -168,7 +183,7 @@ def _by_region(snapshot: OfferSnapshot, rows: Ints) -> dict[str, Ints]:
     return {region: np.array(group) for region, group in groups.items()}
 
 
-def _machine_offer(snapshot: OfferSnapshot, machine: int, rows: Ints) -> AcceleratorOffer:
+def _machine_offer(snapshot: OfferSnapshot, machine: int, rows: Ints, now: float | None) -> AcceleratorOffer:
     best = _least(snapshot.on_demand.price, rows)
     cheapest_spot = _least(snapshot.spot.price, rows)
     row = next((found for found in (best, cheapest_spot) if found is not None), int(rows[0]))
@@ -186,6 +201,8 @@ def _machine_offer(snapshot: OfferSnapshot, machine: int, rows: Ints) -> Acceler
         price_per_hour=None if best is None else known(snapshot.on_demand.price[best]),
         spot_price_per_hour=None if cheapest_spot is None else known(snapshot.spot.price[cheapest_spot]),
         as_of=source.as_of,
+        source=source.code,
+        age_days=None if now is None else age_in_days(source.as_of, now),
     )
 
 

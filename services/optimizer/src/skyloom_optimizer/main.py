@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 
 from skyloom_common.core.clock import Clock, SystemClock
 from skyloom_common.core.errors import StoreUnavailable
@@ -16,26 +18,41 @@ from skyloom_common.service.app import OK, create_service_app
 from skyloom_common.service.auth import ServiceTokenAuth
 from skyloom_common.store import Database, Schema, ensure_schema
 from skyloom_optimizer.api import optimizer_router
-from skyloom_optimizer.catalog.load import load_catalog
+from skyloom_optimizer.history.store import PriceHistoryStore
 from skyloom_optimizer.outcomes import MemoryKeeper, OutcomeStore, metadata
+from skyloom_optimizer.refresh.api import catalog_router
+from skyloom_optimizer.refresh.files import RefreshFiles
+from skyloom_optimizer.refresh.live import LiveCatalog
+from skyloom_optimizer.refresh.metrics import CatalogMetrics
+from skyloom_optimizer.refresh.service import RefreshService
+from skyloom_optimizer.refresh.shared import SharedParts
 from skyloom_optimizer.settings import OptimizerSettings
 
-SCHEMA = Schema("optimizer", metadata, Path(__file__).parent / "migrations", head="0001")
+SCHEMA = Schema("optimizer", metadata, Path(__file__).parent / "migrations", head="0003")
 
 
 def create_app(settings: OptimizerSettings, clock: Clock | None = None) -> FastAPI:
     """The service as an app. The database is opened when the app starts and closed when it ends."""
+    clock = clock or SystemClock()
     database = Database(settings.database_url)
-    catalog = load_catalog(settings.catalog)
-    memory = MemoryKeeper(OutcomeStore(database), clock or SystemClock())
+    files, registry = RefreshFiles(settings.home, clock.now), CollectorRegistry()
+    live = LiveCatalog(settings.catalog, files.container, settings.offers_file)
+    memory = MemoryKeeper(OutcomeStore(database), clock)
+    history = PriceHistoryStore(database, clock)
+    shared = None if database.is_sqlite else SharedParts(database, files)
+    refresh = RefreshService(files, live, settings.catalog, history, CatalogMetrics(registry), clock, shared)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await ensure_schema(database, SCHEMA)
-        catalog.warm()
+        live.current.catalog.warm()
+        looking = asyncio.create_task(refresh.run_forever())
         try:
             yield
         finally:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+            await refresh.close()
             await database.close()
 
     async def readiness() -> Mapping[str, str]:
@@ -51,15 +68,17 @@ def create_app(settings: OptimizerSettings, clock: Clock | None = None) -> FastA
         auth=ServiceTokenAuth(settings.service_token),
         readiness=readiness,
         lifespan=lifespan,
+        registry=registry,
     )
-    app.include_router(optimizer_router(catalog, memory))
+    app.include_router(optimizer_router(live, memory, clock.now))
+    app.include_router(catalog_router(live, refresh, history, clock.now))
     return app
 
 
 def openapi_app() -> FastAPI:
     """For the golden document: reads no environment and opens nothing."""
     return create_app(
-        OptimizerSettings(home=Path(), service_token="openapi", database_url="sqlite:///unused.db")
+        OptimizerSettings(home=Path("unused"), service_token="openapi", database_url="sqlite:///unused.db")
     )
 
 

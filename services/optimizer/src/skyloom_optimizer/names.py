@@ -59,6 +59,9 @@ class AcceleratorNames:
             self._find_plain(name, count) or self._find_tpu(name, count) or self._find_kubernetes(name, count)
         )
 
+    def name_of(self, device: int) -> str:
+        return self._devices[device].name
+
     def nearest(self, name: str) -> str | None:
         """The known name that was probably meant."""
         return nearest(name, self.known())

@@ -9,14 +9,18 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import product
 from typing import Any
+
+import numpy as np
 
 from skyloom_common.contracts.task.expand import alternatives
 from skyloom_common.contracts.task.model import AcceleratorSpec, Quantity, ResourcesSpec
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.text import nearest
 from skyloom_optimizer.names import number_text
-from skyloom_optimizer.snapshot import OfferSnapshot
+from skyloom_optimizer.snapshot import NO_ACCELERATOR, OfferSnapshot
 
 DEFAULT_CPUS = Quantity(8, at_least=True)
 DEFAULT_MEMORY = Quantity(4, at_least=True, per_cpu=True)
@@ -53,14 +57,19 @@ class Need:
         return None if name is None or name.lower() == TPU_MACHINE else name
 
 
-def needs_of(resources: ResourcesSpec) -> list[Need]:
-    """Every alternative, split by accelerator choice, with its turn."""
+def needs_of(resources: ResourcesSpec, worlds: Sequence[OfferSnapshot] = ()) -> list[Need]:
+    """Every alternative, split by place and accelerator choice, with its turn.
+
+    A region, zone or cloud may be a list, written with commas; an accelerator name may have wildcards (`A100*`), which
+    stand for every device that some world sells.
+    """
     found: list[Need] = []
     turn = 0
     specs, in_order = alternatives(resources)
     for number, spec in enumerate(specs):
         for choice in spec.accelerators or (None,):
-            found.append(Need(number, turn, spec, choice))
+            for named in _named(choice, worlds):
+                found += [Need(number, turn, placed, named) for placed in _placed(spec)]
             turn += spec.accelerators_ordered
         turn += in_order
     if len(found) > MOST_NEEDS:
@@ -68,6 +77,36 @@ def needs_of(resources: ResourcesSpec) -> list[Need]:
             f"resources: {len(found)} alternatives; at most {MOST_NEEDS} are weighed in one task"
         )
     return found
+
+
+def _named(choice: AcceleratorSpec | None, worlds: Sequence[OfferSnapshot]) -> list[AcceleratorSpec | None]:
+    """The devices that a name with wildcards stands for; itself where it has none, or stands for nothing."""
+    if choice is None or choice.name is None or not ("*" in choice.name or "?" in choice.name):
+        return [choice]
+    pattern = choice.name.casefold()
+    sold = {
+        world.accelerators[number].name
+        for world in worlds
+        for number in np.unique(world.machines.accelerator).tolist()
+        if number != NO_ACCELERATOR
+    }
+    names = sorted(name for name in sold if fnmatchcase(name.casefold(), pattern))
+    return [dataclasses.replace(choice, name=name) for name in names] or [choice]
+
+
+def _placed(spec: ResourcesSpec) -> list[ResourcesSpec]:
+    """One set of requirements for each place of a list."""
+    if not any("," in (part or "") for part in (spec.cloud, spec.region, spec.zone)):
+        return [spec]
+    parts = [_listed(part) for part in (spec.cloud, spec.region, spec.zone)]
+    return [
+        dataclasses.replace(spec, cloud=cloud, region=region, zone=zone)
+        for cloud, region, zone in product(*parts)
+    ]
+
+
+def _listed(part: str | None) -> list[str | None]:
+    return [name.strip() for name in part.split(",") if name.strip()] if part else [None]
 
 
 def check_needs(needs: Sequence[Need], worlds: Sequence[OfferSnapshot]) -> tuple[list[Need], list[str]]:
@@ -216,6 +255,6 @@ def _next_command(needs: Sequence[Need]) -> str:
 
 def without(need: Need, *fields: str) -> Need:
     """The same need with some requirements dropped."""
-    nothing: dict[str, Any] = dict.fromkeys(fields)
+    nothing: dict[str, Any] = {name: () if name in ("ports", "volumes") else None for name in fields}
     spec = dataclasses.replace(need.spec, **nothing)
     return dataclasses.replace(need, spec=spec)

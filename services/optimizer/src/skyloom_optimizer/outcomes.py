@@ -5,14 +5,29 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-from sqlalchemy import Boolean, Column, Float, Index, MetaData, String, Table, delete, select
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    case,
+    cast,
+    delete,
+    func,
+    select,
+)
 
 from skyloom_common.contracts.plan import LaunchOutcome
 from skyloom_common.core.clock import Clock
 from skyloom_common.core.errors import InvalidRequest, StoreUnavailable
 from skyloom_common.core.ids import new_id
 from skyloom_common.store import Database, insert_if_absent
-from skyloom_optimizer.memory import HALF_LIFE_SECONDS, AvailabilityMemory, remember
+from skyloom_optimizer.availability import ENDED, INTERRUPTED, LIFETIME_HALF_LIFE, Observation
+from skyloom_optimizer.memory import HALF_LIFE_SECONDS, NOT_CAPACITY, AvailabilityMemory, remember
 
 metadata = MetaData()
 launch_outcomes = Table(
@@ -27,10 +42,14 @@ launch_outcomes = Table(
     Column("result", String(64), nullable=False),
     Column("at", Float, nullable=False),
     Column("seconds_to_running", Float),
+    Column("ran_seconds", Float),
     Index("launch_outcomes_at", "at"),
 )
 
 RELEVANT_SECONDS = 8 * HALF_LIFE_SECONDS
+LEARN_SECONDS = 2 * LIFETIME_HALF_LIFE
+_BUCKET_SECONDS = 3600.0
+_SUM_EVERY = 60.0
 KEEP_SECONDS = 90 * 24 * 3600.0
 _PRUNE_EVERY = 3600.0
 _COLUMNS = tuple(field.name for field in dataclasses.fields(LaunchOutcome))
@@ -53,6 +72,21 @@ class OutcomeStore:
         async with self._database.read() as connection:
             rows = (await connection.execute(statement)).mappings().all()
         return [LaunchOutcome(**row) for row in rows]
+
+    async def summed(self, since: float, before: float) -> list[Observation]:
+        """Older outcomes, those of one place, result and hour as one: a busy month stays a few thousand rows."""
+        columns = launch_outcomes.c
+        place = (columns.cloud, columns.region, columns.zone, columns.instance_type, columns.use_spot)
+        ended = columns.result.in_((INTERRUPTED, ENDED))
+        seconds = case((ended, columns.ran_seconds), else_=columns.seconds_to_running)
+        statement = (
+            select(*place, columns.result, func.max(columns.at), func.count(), func.sum(seconds))
+            .where(columns.at >= since, columns.at < before, columns.result.not_in(sorted(NOT_CAPACITY)))
+            .group_by(*place, columns.result, cast(columns.at / _BUCKET_SECONDS, Integer))
+        )
+        async with self._database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [Observation(*row) for row in rows]
 
     async def prune(self, before: float) -> int:
         async with self._database.write() as connection:
@@ -84,6 +118,9 @@ class MemoryKeeper:
         self._max_age = max_age
         self._read_at: float | None = None
         self._pruned_at: float | None = None
+        self._summed_at: float | None = None
+        self._summed_to = 0.0
+        self._earlier: list[Observation] = []
         self._memory = AvailabilityMemory()
         self._log = logging.getLogger(__name__)
 
@@ -105,9 +142,19 @@ class MemoryKeeper:
         now = self._clock.now()
         self._read_at = self._clock.monotonic()
         try:
-            self._memory = remember(await self._store.since(now - RELEVANT_SECONDS), now)
+            await self._sum_sometimes(now)
+            recent = await self._store.since(min(self._summed_to, now))
+            self._memory = remember(recent, now, self._earlier)
         except StoreUnavailable as error:
             self._log.warning("planning with older launch outcomes: %s", error)
+
+    async def _sum_sometimes(self, now: float) -> None:
+        """What is older than the penalties reach changes slowly."""
+        moment = self._clock.monotonic()
+        if self._summed_at is None or moment - self._summed_at > _SUM_EVERY or self._summed_to > now:
+            edge = now - RELEVANT_SECONDS
+            self._earlier = await self._store.summed(now - LEARN_SECONDS, edge)
+            self._summed_at, self._summed_to = moment, edge
 
     async def _prune_sometimes(self) -> None:
         moment = self._clock.monotonic()

@@ -1,7 +1,7 @@
-"""The decision: a request and a snapshot in, ordered candidates and reasons out.
+"""The decision for one task: a request and a snapshot in, ordered candidates and reasons out.
 
-Pure: no clock, no network, no store. Ordering is by turn (the user's own order), known price before unknown,
-expected price, then names, so that equal input gives an equal plan.
+Pure: no clock, no network, no store. Ordering is by turn (the user's own order), known price before unknown, what it is expected to
+cost until it is done (or to take), then names, so that equal input gives an equal plan.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-from skyloom_common.contracts.plan import Candidate, Offer, Plan, PlanRequest, Rejection
+from skyloom_common.contracts.plan import Candidate, Offer, Plan, PlanRequest, Proof, Rejection
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_optimizer.explain import explain_empty, place_reason
+from skyloom_common.core.text import did_you_mean
+from skyloom_optimizer.conflicts import conflicts_of
+from skyloom_optimizer.expected import check_run
+from skyloom_optimizer.explain import Standing, explain_empty, place_reasons
 from skyloom_optimizer.feasible import Feasible, check_blocked, rows_of, split_feasible
+from skyloom_optimizer.gate import Gated, gate_of
+from skyloom_optimizer.market import Market
 from skyloom_optimizer.memory import RECENT_FAILURE, AvailabilityMemory
 from skyloom_optimizer.needs import Need, check_needs, needs_of
 from skyloom_optimizer.snapshot import Floats, Ints, OfferSnapshot, snapshot_of
+from skyloom_optimizer.weigh import WAIT_SHARE, Weigher, Weights, by_zone, place_of_row
 
-OBJECTIVES = ("cost",)
+OBJECTIVES = ("cost", "time", "both")
 NOTHING_KNOWN = AvailabilityMemory()
-# Zones have prices and capacity of their own there, or the zone is part of what is bought.
-ZONAL_CLOUDS = frozenset({"gcp"})
-_RETRY_WEIGHT = 1.0
+NO_MARKET = Market()
 
 
 class _Entry(NamedTuple):
@@ -33,35 +37,47 @@ class _Entry(NamedTuple):
     world: OfferSnapshot
     row: int
     price: float
+    usd: float
+    hours: float
+    odds: float
     cloud: str
-    by_zone: bool
     penalty: float
-    key: tuple[int, bool, float, str, int]
-    """Turn, price unknown, expected price, then names: the order of candidates."""
+    weights: Weights
+    position: int
+    """Its place in `weights`."""
 
 
-def plan(request: PlanRequest, snapshot: OfferSnapshot, memory: AvailabilityMemory = NOTHING_KNOWN) -> Plan:
+def plan(
+    request: PlanRequest,
+    snapshot: OfferSnapshot,
+    memory: AvailabilityMemory = NOTHING_KNOWN,
+    market: Market = NO_MARKET,
+) -> Plan:
     """Ordered candidates for one task. Raises InvalidRequest for what can never work.
 
     An empty answer explains itself: its first hint is the sentence for the user.
     """
     _check(request)
-    worlds = [*_extra_worlds(request, snapshot), snapshot]
-    needs, problems = check_needs(needs_of(request.task.resources), worlds)
-    enabled = None if request.enabled is None else frozenset(request.enabled)
+    worlds = worlds_of(request, snapshot)
+    needs, problems = check_needs(needs_of(request.task.resources, worlds), worlds)
+    gate = gate_of(request, request.task.num_nodes)
+    weigher = Weigher(request.run, request.task.num_nodes, memory, market, request.disk_usd_per_gib_month)
     entries: list[_Entry] = []
     rejected: list[Rejection] = []
     for need in needs:
         for world in worlds:
-            feasible = split_feasible(need, world, enabled=enabled, blocked=request.blocked)
-            chosen = choose_machines(world, feasible)
-            entries += _expand(need, world, feasible, chosen, memory)
+            feasible = split_feasible(need, world, gate)
+            value = _machine_value(request.objective, need, world, feasible, weigher)
+            chosen = choose_machines(world, feasible, value)
+            entries += _expand(need, world, feasible, chosen, weigher)
             rejected += [*feasible.rejected, *_dearer(world, feasible, chosen)]
-    ordered = _not_first_again(sorted(entries, key=lambda entry: entry.key))
-    candidates = _candidates(_select(ordered, request.max_candidates), request.task.num_nodes)
+    ordered = _not_first_again(_in_order(entries, request.objective))
+    selected = _select(ordered, request.max_candidates)
+    candidates = _candidates(selected, request)
     hints = tuple(problems)
+    conflicts = () if candidates else conflicts_of(needs, worlds, gate)
     if not candidates:
-        hints = (*explain_empty(needs, worlds, enabled, request.blocked), *hints)
+        hints = (*explain_empty(needs, worlds, gate, conflicts), *hints)
     return Plan(
         candidates=candidates,
         rejected=merge_rejections(rejected),
@@ -71,12 +87,15 @@ def plan(request: PlanRequest, snapshot: OfferSnapshot, memory: AvailabilityMemo
         hints=hints,
         catalog_version=snapshot.version,
         details={"feasible": len(entries)},
+        conflicts=conflicts,
+        proof=_proof(selected, request.objective),
+        breakdown=selected[0].weights.breakdown(selected[0].position) if selected else None,
     )
 
 
 def _check(request: PlanRequest) -> None:
-    if request.objective not in OBJECTIVES:
-        raise InvalidRequest(f"objective: {request.objective!r} is not one of {', '.join(OBJECTIVES)}")
+    check_objective(request.objective, OBJECTIVES)
+    check_run(request.run)
     if request.max_candidates < 1:
         raise InvalidRequest(f"max_candidates: {request.max_candidates} is not at least 1")
     if request.task.num_nodes < 1:
@@ -84,48 +103,79 @@ def _check(request: PlanRequest) -> None:
     check_blocked(request.blocked)
 
 
-def _extra_worlds(request: PlanRequest, snapshot: OfferSnapshot) -> list[OfferSnapshot]:
+def check_objective(objective: str, known: Sequence[str]) -> None:
+    if objective not in known:
+        guess = did_you_mean(objective, known)
+        raise InvalidRequest(f"objective: {objective!r} is not one of {', '.join(known)}{guess}")
+
+
+def worlds_of(request: Gated, snapshot: OfferSnapshot) -> list[OfferSnapshot]:
     """Own machines are shared out; live offers of a catalog cloud are bought whole like the catalog's."""
     known = set(snapshot.clouds)
     own = [offer for offer in request.extra_offers if offer.cloud not in known]
     live = [offer for offer in request.extra_offers if offer.cloud in known]
     groups: list[tuple[list[Offer], bool]] = [(own, True), (live, False)]
-    return [
+    extra = [
         snapshot_of(offers, accelerators=snapshot.accelerators, divisible=divisible)
         for offers, divisible in groups
         if offers
     ]
+    return [*extra, snapshot]
 
 
-def choose_machines(world: OfferSnapshot, feasible: Feasible) -> Ints:
-    """The cheapest machine of each cloud, the smallest where no price is known; of own machines all."""
+def _machine_value(
+    objective: str, need: Need, world: OfferSnapshot, feasible: Feasible, weigher: Weigher
+) -> Floats:
+    """What the best offer of each machine is worth by the objective; infinite without a price."""
+    cost = weigher.lowest(need, world, feasible.lowest, feasible.allowed)
+    if objective == "cost":
+        return cost
+    hours = weigher.machine_hours(world)
+    # Time first: dollars decide only between machines that take equally long.
+    return cost * hours if objective == "both" else np.where(np.isfinite(cost), hours * 1e6 + cost, np.inf)
+
+
+def choose_machines(world: OfferSnapshot, feasible: Feasible, value: Floats) -> Ints:
+    """The best machine of each cloud, the smallest where no price is known; of own machines all."""
     if world.divisible:
         machines = np.flatnonzero(feasible.machines)
         return machines[np.argsort(world.size[machines], kind="stable")]
-    cheapest = world.least_of_clouds(feasible.lowest, feasible.machines & np.isfinite(feasible.lowest))
+    cheapest = world.least_of_clouds(value, feasible.machines & np.isfinite(value))
     smallest = world.least_of_clouds(world.size, feasible.machines)
     chosen = np.where(cheapest >= 0, cheapest, smallest)
     return chosen[chosen >= 0]
 
 
 def _expand(
-    need: Need, world: OfferSnapshot, feasible: Feasible, chosen: Ints, memory: AvailabilityMemory
+    need: Need, world: OfferSnapshot, feasible: Feasible, chosen: Ints, weigher: Weigher
 ) -> list[_Entry]:
     """Every place of the chosen machines: by zone where zones differ, else by region."""
     prices = world.prices(need.use_spot).price
-    entries: list[_Entry] = []
+    found: list[Ints] = []
     for machine in chosen.tolist():
-        cloud = world.clouds[int(world.machines.cloud[machine])]
-        by_zone = need.use_spot or world.divisible or cloud in ZONAL_CLOUDS
         rows = rows_of(world, machine, need.use_spot, feasible.allowed)
         rows = _affordable(rows, prices, need.spec.max_hourly_cost)
-        if need.spec.zone or not by_zone:
+        cloud = world.clouds[int(world.machines.cloud[machine])]
+        if need.spec.zone or not by_zone(need, world, cloud):
             rows = cheapest_by_region(world, rows, prices)
-        for row, price in zip(rows.tolist(), prices[rows].tolist(), strict=True):
-            penalty = _penalty(need, world, row, by_zone, memory) if cloud in memory.clouds else 0.0
-            key = (need.turn, price != price, expected_price(price, penalty), cloud, row)
-            entries.append(_Entry(need, world, row, price, cloud, by_zone, penalty, key))
+        found.append(rows)
+    rows = np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
+    entries = _entries(need, world, rows, weigher) if len(rows) else []
     return _one_per_place(entries) if world.divisible else entries
+
+
+def _entries(need: Need, world: OfferSnapshot, rows: Ints, weigher: Weigher) -> list[_Entry]:
+    weights, memory = weigher.weigh(need, world, rows), weigher.memory
+    columns = (rows, world.prices(need.use_spot).price[rows], weights.usd, weights.hours, weights.odds)
+    entries: list[_Entry] = []
+    for index, (row, price, usd, hours, odds) in enumerate(
+        zip(*(column.tolist() for column in columns), strict=True)
+    ):
+        cloud = world.cloud_of(row)
+        known = cloud in memory.clouds
+        penalty = memory.penalty(*place_of_row(need, world, row)) if known else 0.0
+        entries.append(_Entry(need, world, row, price, usd, hours, odds, cloud, penalty, weights, index))
+    return entries
 
 
 def _one_per_place(entries: Sequence[_Entry]) -> list[_Entry]:
@@ -133,9 +183,13 @@ def _one_per_place(entries: Sequence[_Entry]) -> list[_Entry]:
     best: dict[int, _Entry] = {}
     for entry in entries:
         place = int(entry.world.place[entry.row])
-        if place not in best or entry.key[:3] < best[place].key[:3]:
+        if place not in best or _priced(entry) < _priced(best[place]):
             best[place] = entry
     return list(best.values())
+
+
+def _priced(entry: _Entry) -> tuple[bool, float]:
+    return entry.price != entry.price, 0.0 if entry.usd != entry.usd else entry.usd
 
 
 def _affordable(rows: Ints, prices: Floats, cap: float | None) -> Ints:
@@ -151,16 +205,25 @@ def cheapest_by_region(world: OfferSnapshot, rows: Ints, prices: Floats) -> Ints
     return ordered[np.sort(first)]
 
 
-def expected_price(price: float, penalty: float) -> float:
-    """What an hour is expected to cost when attempts may fail first; 0 where no price is known."""
-    known = price if price == price else 0.0
-    return known * (1 + _RETRY_WEIGHT * penalty)
+def _in_order(entries: Sequence[_Entry], objective: str) -> list[_Entry]:
+    """By what is expected. Attempts in a row cost least when ordered by cost + (cost of a failed attempt) / chance."""
+    known = [_score(entry, objective) for entry in entries if entry.price == entry.price]
+    wait = WAIT_SHARE * min(known, default=0.0)
+
+    def key(entry: _Entry) -> tuple[int, bool, float, float, str, int]:
+        unknown = entry.price != entry.price
+        second = 0.0 if unknown else (entry.usd if objective != "cost" else entry.hours)
+        value = _score(entry, objective) + wait * entry.odds
+        return entry.need.turn, unknown, value, second, entry.cloud, entry.row
+
+    return sorted(entries, key=key)
 
 
-def _penalty(need: Need, world: OfferSnapshot, row: int, by_zone: bool, memory: AvailabilityMemory) -> float:
-    place, name = int(world.place[row]), world.machines.name[int(world.machine[row])]
-    zone = world.places.zone[place] if by_zone else ""
-    return memory.penalty(world.cloud_of(row), world.places.region[place], zone, name, need.use_spot)
+def _score(entry: _Entry, objective: str) -> float:
+    usd = 0.0 if entry.usd != entry.usd else entry.usd
+    if objective == "cost":
+        return usd
+    return entry.hours if objective == "time" else usd * entry.hours
 
 
 def _not_first_again(ordered: list[_Entry]) -> list[_Entry]:
@@ -191,36 +254,56 @@ def _select(ordered: Sequence[_Entry], most: int) -> list[_Entry]:
     return [ordered[position] for position in sorted([*first, *rest][:most])]
 
 
-def _candidates(entries: Sequence[_Entry], num_nodes: int) -> tuple[Candidate, ...]:
+def _candidates(entries: Sequence[_Entry], request: PlanRequest) -> tuple[Candidate, ...]:
     found: list[Candidate] = []
-    first_turn = entries[0].need.turn if entries else 0
-    stepped_up = any(entry.need.turn == first_turn and entry.price < entries[0].price for entry in entries)
-    for entry in entries:
-        offer = _offer(entry)
-        top = found[0].offer if found else None
-        price = offer.price_per_hour
+    standings = [_standing(entry, entries) for entry in entries]
+    for entry, standing in zip(entries, standings, strict=True):
+        reasons = place_reasons(standing, standings[0], request.objective)
+        price = standing.offer.price_per_hour
         found.append(
             Candidate(
-                offer=offer,
-                num_nodes=num_nodes,
-                cost_per_hour=None if price is None else price * num_nodes,
+                offer=standing.offer,
+                num_nodes=request.task.num_nodes,
+                cost_per_hour=None if price is None else price * request.task.num_nodes,
                 alternative=entry.need.alternative,
-                reason=place_reason(offer, top, _notes(entry, top is None and stepped_up, first_turn)),
+                reason="; ".join(reason.text for reason in reasons),
+                reasons=reasons,
+                expected=standing.expected,
             )
         )
     return tuple(found)
 
 
-def _notes(entry: _Entry, stepped_up: bool, first_turn: int) -> list[str]:
-    notes = ["the cheapest that did not fail recently"] if stepped_up else []
-    notes += ["later in the order asked for"] if entry.need.turn > first_turn else []
-    return notes + (["failed there recently"] if entry.penalty >= RECENT_FAILURE else [])
+def _standing(entry: _Entry, entries: Sequence[_Entry]) -> Standing:
+    first = entries[0]
+    passed = entry is first and any(
+        other.need.turn == first.need.turn and other.usd < first.usd for other in entries
+    )
+    return Standing(
+        offer=offer_of(entry.need, entry.world, entry.row),
+        expected=entry.weights.expectation(entry.position),
+        failed_recently=entry.penalty >= RECENT_FAILURE,
+        later_turn=entry.need.turn > first.need.turn,
+        passed_over=passed,
+        known_odds=abs(entry.odds) > 1e-9,
+    )
 
 
-def _offer(entry: _Entry) -> Offer:
+def offer_of(need: Need, world: OfferSnapshot, row: int) -> Offer:
     """Where zones do not differ the provider picks one; a zone asked for is passed on as it was written."""
-    zone = entry.need.spec.zone or (None if entry.by_zone else "")
-    return entry.world.offer(entry.row, entry.need.use_spot, zone)
+    zone = need.spec.zone or (None if by_zone(need, world, world.cloud_of(row)) else "")
+    return world.offer(row, need.use_spot, zone)
+
+
+def _proof(entries: Sequence[_Entry], objective: str) -> Proof | None:
+    """All offers were compared, so the answer is its own bound, unless the memory stepped in."""
+    known = [_score(entry, objective) for entry in entries if entry.price == entry.price]
+    if not known or not entries or entries[0].price != entries[0].price:
+        return None
+    turn = entries[0].need.turn
+    same = [_score(e, objective) for e in entries if e.price == e.price and e.need.turn == turn]
+    value, bound = _score(entries[0], objective), min(same)
+    return Proof(value, bound, (value - bound) / value if value > 0 else 0.0, "all offers compared")
 
 
 def _dearer(world: OfferSnapshot, feasible: Feasible, chosen: Ints) -> list[Rejection]:
@@ -242,22 +325,21 @@ def _dearer(world: OfferSnapshot, feasible: Feasible, chosen: Ints) -> list[Reje
 def _dearer_rejection(
     world: OfferSnapshot, feasible: Feasible, cloud: int, machine: int, near: int, count: int
 ) -> Rejection:
-    name, price = world.machines.name[near], feasible.lowest[near]
+    name, price = world.machines.name[near], float(feasible.lowest[near])
     if not np.isfinite(price):
         return Rejection(world.clouds[cloud], "price", "no price is known", count)
-    best = f"{world.machines.name[machine]} at ${feasible.lowest[machine]:.2f}"
-    return Rejection(
-        world.clouds[cloud], "price", f"dearer than {best}; the next is {name} at ${price:.2f}", count, name
-    )
+    chosen = float(feasible.lowest[machine])
+    best = f"{world.machines.name[machine]} at ${chosen:.2f}"
+    word = "dearer than" if price >= chosen else "expected to cost more in all than"
+    text = f"{word} {best}; the next is {name} at ${price:.2f}"
+    return Rejection(world.clouds[cloud], "price", text, count, name, {"price": price, "chosen": chosen})
 
 
 def merge_rejections(rejected: Sequence[Rejection]) -> tuple[Rejection, ...]:
     """Equal reasons of several alternatives become one, keeping the order."""
-    merged: dict[tuple[str, str, str, str | None], int] = {}
+    merged: dict[tuple[str, str, str, str | None], Rejection] = {}
     for item in rejected:
         key = (item.cloud, item.code, item.reason, item.example)
-        merged[key] = max(merged.get(key, 0), item.count)
-    return tuple(
-        Rejection(cloud, code, reason, count, example)
-        for (cloud, code, reason, example), count in merged.items()
-    )
+        if key not in merged or merged[key].count < item.count:
+            merged[key] = item
+    return tuple(merged.values())

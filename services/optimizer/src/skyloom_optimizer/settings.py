@@ -13,12 +13,20 @@ from skyloom_optimizer.catalog.load import CONTAINER
 
 @dataclass(frozen=True)
 class OptimizerSettings(ServiceSettings):
-    """`catalog`: the container to load; the bundled one unless SKYLOOM_CATALOG names another file."""
+    """`catalog`: the container to load; the bundled one unless SKYLOOM_CATALOG names another file.
+
+    `offers`: the deployment's own prices and offers, SKYLOOM_OFFERS or HOME/offers.yaml; it need not exist.
+    """
 
     SERVICE: ClassVar[str] = "optimizer"
-    DEFAULT_PORT: ClassVar[int] = 46582
+    DEFAULT_PORT: ClassVar[int] = 46581
 
     catalog: Path = CONTAINER
+    offers: Path | None = None
+
+    @property
+    def offers_file(self) -> Path:
+        return self.offers or self.home / "offers.yaml"
 
     @classmethod
     def read_own(cls, env: Env) -> dict[str, Any]:
@@ -27,4 +35,9 @@ class OptimizerSettings(ServiceSettings):
             env.bad(
                 f"SKYLOOM_CATALOG: {str(path)!r} is not a file; leave it unset to use the bundled catalog"
             )
-        return {"catalog": path}
+        own = env.path("SKYLOOM_OFFERS", Path()) if env.text("SKYLOOM_OFFERS") else None
+        if own is not None and not own.is_file():
+            env.bad(
+                f"SKYLOOM_OFFERS: {str(own)!r} is not a file; leave it unset to use offers.yaml in the home"
+            )
+        return {"catalog": path, "offers": own}

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from skyloom_common.core import wire
+from skyloom_common.core.errors import InvalidRequest
+
+SECRET_CHARACTERS = 16
 
 
 class Deployment:
     def __init__(self, secret: str) -> None:
-        if len(secret) < 16:
-            raise ValueError("the deployment secret needs at least 16 characters")
+        if len(secret) < SECRET_CHARACTERS:
+            raise ValueError(f"the deployment secret needs at least {SECRET_CHARACTERS} characters")
         self._secret = secret.encode()
         self.id = self._derive("deployment").hex()[:16]
 
@@ -65,4 +68,10 @@ def load_secret(home: Path, given: str = "") -> str:
         with contextlib.suppress(FileExistsError):
             os.link(fresh, path)
         fresh.unlink()
-    return path.read_text().strip()
+    found = path.read_text().strip()
+    if len(found) < SECRET_CHARACTERS:
+        raise InvalidRequest(
+            f"{path} holds {len(found)} characters where a secret of at least {SECRET_CHARACTERS} is needed",
+            hint="Put it back from a copy; a new one would not fit the agents that run with the old one.",
+        )
+    return found

@@ -77,7 +77,7 @@ class FleetPlanRequest:
     lacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     disk_usd_per_gib_month: dict[str, float] = field(default_factory=dict)
     max_gap: float = 0.001
-    time_limit_seconds: float = 4.0
+    time_limit_seconds: float = 3.0
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ class Database:
             if _is_damage(error):
                 raise StoreUnavailable(
                     f"{which} is damaged: {_words(error)}",
-                    hint="Put back a copy of it; or move it away, and a new one is made without what it knew.",
+                    hint="Put back a copy of it; where it is moved away a new one is made, and what it knew is lost.",
                 ) from error
             if not error.connection_invalidated:
                 raise

@@ -344,6 +344,10 @@ class Admission:
         self._giving_back.add(task)
         task.add_done_callback(self._giving_back.discard)
 
+    @property
+    def redis_failures(self) -> int:
+        return self._script.failures if self._script is not None else 0
+
     def counts(self) -> dict[str, int]:
         """All of them are 0 when nothing runs."""
         return {

@@ -25,10 +25,11 @@ class Slots:
 class Waiter:
     """`entered` is done once it has its place; until then `Gate.give_up` takes it out of the queue."""
 
-    __slots__ = ("entered", "key")
+    __slots__ = ("entered", "granted", "key")
 
     def __init__(self, key: Slots) -> None:
         self.key = key
+        self.granted = False
         self.entered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -66,9 +67,10 @@ class Gate:
 
     def give_up(self, waiter: Waiter) -> bool:
         """True: it was still waiting. False: it had entered, and has to leave."""
-        if not self._queue.remove(waiter):
+        if waiter.granted:
             return False
-        self._one_less(waiter.key)
+        if self._queue.remove(waiter):
+            self._one_less(waiter.key)
         return True
 
     def _one_less(self, key: Slots) -> None:
@@ -85,6 +87,9 @@ class Gate:
             if waiter is None:
                 return
             self._one_less(waiter.key)
+            if waiter.entered.done():
+                continue  # cancelled in this very turn of the loop: it will give up next
+            waiter.granted = True
             self.slots.active += 1
             waiter.key.active += 1
             waiter.entered.set_result(None)

@@ -77,7 +77,9 @@ class RedisScript:
                 return await self._run(key, words)
         except FAULTS as error:
             if not self.failures or self._clock() - self._away_until > 30:
-                _log.warning("limits are local for now, Redis is away: %s", str(error) or type(error).__name__)
+                _log.warning(
+                    "limits are local for now, Redis is away: %s", str(error) or type(error).__name__
+                )
             self.failures += 1
             self._away_until = self._clock() + _AWAY
             return None

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from skyloom_lb.exchange import Observer, Refusal, Resume, Route
 from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING, Entry
 from skyloom_lb.retries import Failed, may_retry, no_answer
-from skyloom_lb.wire.headers import without, without_any
 from skyloom_lb.wire.response import ResponseHead
 
 if TYPE_CHECKING:
@@ -95,15 +94,12 @@ class Attempts(Entry):
         if resume is not None:
             drop, add, body = drop + resume.drop, add + resume.add, resume.body
             target = resume.target or target
-        if body is not self.body:
-            drop, add = (*drop, b"content-length"), b"%bcontent-length: %d\r\n" % (add, len(body))
-        block = without(head.block, head.drop) if head.drop else head.block
-        if drop:
-            block = without_any(block, drop)
+        if head.length_name or body is not self.body:
+            add = b"%bcontent-length: %d\r\n" % (add, len(body))
         if not head.request_id:
             add = b"%bx-request-id: %b\r\n" % (add, self.request_id)
         return b"%b %b%b HTTP/1.1%b%b%b\r\n%b" % (
-            head.method, backend.address.prefix, target, block,
+            head.method, backend.address.prefix, target, head.onward(drop),
             b"" if route.external else self.client.forwarded(head), add, body,
         )  # fmt: skip
 

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from skyloom_lb.exchange import Refusal
 from skyloom_lb.fast.entry import Entry
 from skyloom_lb.fast.relay import Exchange
+from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
-from skyloom_lb.wire.request import RequestHead, parse_request
+from skyloom_lb.wire.request import RequestHead, read_request
 from skyloom_lb.wire.response import own_answer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _AHEAD = 256 * 1024
 
 class FrontConnection(asyncio.Protocol):
     __slots__ = (
-        "_buffer", "_forward_host", "_forwarded", "_need", "_parts", "_pending", "_progress", "balancer", "closing",
+        "_buffer", "_forward_host", "_forwarded", "_memory", "_need", "_parts", "_pending", "_progress", "balancer", "closing",
         "exchange", "peer", "since", "transport", "write_paused",
     )  # fmt: skip
 
@@ -44,6 +45,7 @@ class FrontConnection(asyncio.Protocol):
         self._buffer = b""
         self._parts: list[bytes] = []
         self._need = 0
+        self._memory: Memory[RequestHead] = Memory()
         self._pending: RequestHead | None = None
         self._forwarded = b""
         self._forward_host: bytes | None = b""
@@ -107,7 +109,7 @@ class FrontConnection(asyncio.Protocol):
         try:
             if end < 4 or end > MAX_HEAD:
                 return self._incomplete(data)
-            head = parse_request(data[:end])
+            head = read_request(data[:end], self._memory)
         except BadMessage as bad:
             return self._refuse(
                 Refusal(400, "bad_request", f"This is not a request that can be served: {bad.reason}.")

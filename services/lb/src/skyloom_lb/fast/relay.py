@@ -11,15 +11,16 @@ import time
 
 from skyloom_lb.exchange import Refusal, Resume
 from skyloom_lb.fast.attempts import Attempts
-from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING
+from skyloom_lb.fast.entry import ADMITTING, ANSWERING, CONNECTING, WAITING
 from skyloom_lb.fast.upstream import Upstream
 from skyloom_lb.retries import Failed
 from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
-from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, as_written, check_partial, without
-from skyloom_lb.wire.response import ResponseHead, parse_response
+from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
+from skyloom_lb.wire.response import ResponseHead, read_response
 
 FRAMING = (b"content-length", b"transfer-encoding")
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
+TOO_LONG = Refusal(504, "timeout", "The request took longer than its service allows.")
 _MAX_RESUMES = 20
 
 
@@ -44,14 +45,14 @@ class Exchange(Attempts):
                 self._body(data)
             else:
                 self.last_read = now
-                self._head(data)
+                self._head(upstream, data)
         except BadMessage as bad:
             if self.phase == ANSWERING:
                 self.broken(f"BadResponse: {bad.reason}")
             else:
                 self.attempt_failed(Failed.GARBAGE)
 
-    def _head(self, data: bytes) -> None:
+    def _head(self, upstream: Upstream, data: bytes) -> None:
         if self.buffer:
             data = self.buffer + data
         while True:
@@ -62,7 +63,7 @@ class Exchange(Attempts):
                     raise BadMessage("the answer is not HTTP")
                 self.buffer = data
                 return None
-            response = parse_response(data[:end], self.head.method)
+            response = read_response(data[:end], self.head.method, upstream.pool.heads)
             if response.status >= 200:
                 return self._begin(response, data[end:])
             if response.status == 101:
@@ -107,14 +108,16 @@ class Exchange(Attempts):
             self.framed = self.committed or response.until_close or (rewrites and response.length != 0)
 
     def _client_head(self, response: ResponseHead) -> bytes:
-        drop = response.drop
         tail = b"x-request-id: %b\r\n" % self.request_id
         if self.framed:
-            drop = drop + as_written(response.block, FRAMING)
+            block = response.onward(FRAMING)
             tail += b"transfer-encoding: chunked\r\n"
+        else:
+            block = response.onward(())
+            if response.length_name:
+                tail += b"content-length: %d\r\n" % self.left
         if self.client.closing:
             tail += b"connection: close\r\n"
-        block = without(response.block, drop) if drop else response.block
         return b"%b%b%b\r\n" % (response.start, block, tail)
 
     def _body(self, data: bytes, prefix: bytes = b"") -> None:
@@ -236,6 +239,7 @@ class Exchange(Attempts):
             self.go_to(backend)
         else:
             self.tried = ()
+            self.phase = ADMITTING  # nobody works for it now
             self.pending = asyncio.get_running_loop().create_task(self._carry_on_later(resume, reason))
 
     async def _carry_on_later(self, resume: Resume, reason: str) -> None:
@@ -298,7 +302,8 @@ class Exchange(Attempts):
             self.cancel("ClientTooSlow")
 
     def _too_long(self) -> None:
-        if self.phase == ANSWERING:
-            self.broken("TotalTimeout")
+        if self.observer is not None or self.phase == ANSWERING:
+            last = self.balancer.front.stream_error(TOO_LONG) if self.framed else None
+            self._end_badly("TotalTimeout", last)
         else:
-            self.refuse(Refusal(504, "timeout", "The request took longer than its service allows."))
+            self.refuse(TOO_LONG)

@@ -10,6 +10,9 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from skyloom_lb.wire.head import Memory
+from skyloom_lb.wire.response import ResponseHead
+
 if TYPE_CHECKING:
     from skyloom_lb.service import Backend
 
@@ -94,6 +97,7 @@ class Upstream(asyncio.Protocol):
 class Pool:
     def __init__(self, backend: Backend, tls: ssl.SSLContext | None) -> None:
         self.backend = backend
+        self.heads: Memory[ResponseHead] = Memory()
         self._tls = tls
         self._idle: list[Upstream] = []
         self._closed = False

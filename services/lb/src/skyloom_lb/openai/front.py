@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from skyloom_common.bus import Bus
 from skyloom_lb.admission.admission import Admission, Taken
 from skyloom_lb.admission.config import service_limits
 from skyloom_lb.admission.keys import Key, KeyStore
@@ -40,6 +41,7 @@ from skyloom_lb.openai.request import (
     form_model,
     model_of,
     parse,
+    plain_path,
     prompt_bytes,
     prompt_tokens_of,
     with_fields,
@@ -127,8 +129,13 @@ class State:
     admission: Admission
     random: Random
     keys: KeyStore | None = None
+    bus: Bus | None = None
     principals: dict[bytes, Principal] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
+
+    async def close(self) -> None:
+        if self.bus is not None:
+            await self.bus.close()
 
 
 class OpenAiFront:
@@ -207,28 +214,41 @@ class OpenAiFront:
         pinned = self._pinned(head)
         if pinned is not None and not pinned.settings.face:
             return self._as_it_is(principal, head, body, pinned)
-        target = head.target
-        kind = PATHS.get(target)
+        kind = PATHS.get(head.target)
         if kind is None:
-            path = head.path
+            path = plain_path(head.path)
             kind = PATHS.get(path, Kind.OTHER)
             if path == MODELS or path.startswith(b"/v1/models/"):
                 found = self._models(principal, head, path, pinned)
                 if found is not None:
                     return found
-        if head.method != b"POST" or not target.startswith(b"/v1/"):
+            if not path.startswith(b"/v1/"):
+                return self._as_it_is(principal, head, body, pinned)
+        if head.method != b"POST":
             return self._as_it_is(principal, head, body, pinned)
         key: Key | None = principal.data[0] if principal.data is not None else None
         if key is not None and not key.may_do(kind.value):
             return errors.out_of_scope(kind.value, tuple(sorted(key.scopes)))
-        if not complete:
-            if self.table.takes_any:
-                return self._as_it_is(principal, head, body, pinned)
-            return errors.too_large(self._settings.max_body_mb)
         try:
+            if not complete:
+                return self._by_beginning(principal, kind, head, body, pinned)
             return self._by_model(key, kind, head, body, pinned)
         except BadRequest as bad:
             return errors.bad_request(bad)
+
+    def _by_beginning(
+        self, principal: Principal, kind: Kind, head: RequestHead, body: bytes, pinned: ApiService | None
+    ) -> Route | Refusal | Reply:
+        """Too much to be read ahead: a form may tell its model at its beginning, and one service is always right."""
+        if self.table.takes_any or pinned is not None:
+            return self._as_it_is(principal, head, body, pinned)
+        model = self._find(form_model(body)) if kind is Kind.OTHER and _is_form(head) else None
+        if model is None or model.chosen[0].model not in ("", model.name):
+            return errors.too_large(self._settings.max_body_mb)
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        if key is not None and not key.may_use(model.name):
+            return errors.no_model(model.name, len(self._api))
+        return self._as_it_is(principal, head, body, self._api[model.chosen[0].service])
 
     def _pinned(self, head: RequestHead) -> ApiService | None:
         """A service whose host or path prefix the request has."""
@@ -245,6 +265,8 @@ class OpenAiFront:
         if not isinstance(found, Route):
             return found
         api = self._api[found.service.name] if pinned is None else pinned
+        if api.service is not found.service:
+            found = replace(found, service=api.service)
         if key is not None and not self._may_service(key, api):
             return errors.no_model(api.service.name, 1)
         drop, add = api.drop(principal.data is not None), api.add
@@ -276,7 +298,7 @@ class OpenAiFront:
         chain = (first, *model.after(first)) if model.fallbacks or len(model.chosen) > 1 else (first,)
         route: Route | None = None
         for target in reversed(chain):
-            route = self._route(kind, model, target, name, data, body, tokens, key is not None, route, head)
+            route = self._route(kind, model, target, name, data, body, tokens, key, route, head)
         assert route is not None
         return route
 
@@ -299,7 +321,7 @@ class OpenAiFront:
 
     def _route(
         self, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes, tokens: int,
-        with_key: bool, fallback: Route | None, head: RequestHead,
+        key: Key | None, fallback: Route | None, head: RequestHead,
     ) -> Route:  # fmt: skip
         api = self._api[target.service]
         asked = Asked(kind, api, model.price or api.settings.price)
@@ -312,6 +334,10 @@ class OpenAiFront:
             elif data:
                 data = {**data, "model": target.model}
                 sent = orjson.dumps(data)
+        elif key is not None and key.models and data and not _is_form(head):
+            sent = orjson.dumps(
+                data
+            )  # exactly what was checked: a second "model" must not mean something to the engine
         if stream:
             sent = self._prepared_stream(asked, api, data, sent)
         asked.body = sent
@@ -320,7 +346,7 @@ class OpenAiFront:
             self._facts(api, head, body, data) if api.affine else NO_FACTS,
             None,
             None if sent is body else sent,
-            api.drop(with_key, stream),
+            api.drop(key is not None, stream),
             api.add,
             model.name or api.service.name,
             stream,
@@ -466,7 +492,10 @@ class OpenAiFront:
         return errors.broken_stream(Kind.CHAT, refusal.code, refusal.message)
 
     def counters(self) -> dict[str, int]:
-        return {f"admission_{name}": count for name, count in self._admission.counts().items()}
+        return {"limits_without_redis": self._admission.redis_failures}
+
+    async def close(self) -> None:
+        await self.state.close()
 
 
 def _is_form(head: RequestHead) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+import posixpath
 import re
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -39,6 +41,14 @@ class BadRequest(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
+
+
+def plain_path(path: bytes) -> bytes:
+    """The path as an endpoint's server may read it: what is written in another way is not to pass as another path."""
+    if b"%" not in path and b"//" not in path and b"/." not in path:
+        return path
+    decoded = posixpath.normpath(unquote_to_bytes(path))
+    return b"/" + decoded.lstrip(b"/")
 
 
 def parse(body: bytes) -> dict[str, Any]:

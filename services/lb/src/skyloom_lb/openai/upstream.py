@@ -79,7 +79,7 @@ class ApiService:
         return self.settings.continues(self.engine)
 
     def replays(self, kind: Kind, data: dict[str, Any]) -> bool | None:
-        return True if kind in _GENERATES and self.settings.replays() else None
+        return True if kind in _GENERATES and self.settings.replays() and not data.get("store") else None
 
     def served(self) -> Served:
         names = dict.fromkeys(name for one in self.service.backends.values() for name in one.spec.models)

@@ -6,7 +6,9 @@ message (user agents, content types, hosts), so what a line means is remembered,
 
 from __future__ import annotations
 
-from skyloom_lb.wire.headers import MAX_HEADERS, BadMessage
+from typing import Generic, TypeVar
+
+from skyloom_lb.wire.headers import MAX_HEADERS, BadMessage, content_length, without, without_any
 
 _MOST_LINES = 4096
 _LONGEST_LINE = 128
@@ -19,12 +21,16 @@ Seen = dict[bytes, tuple[bytes, ...]]
 
 class Head:
     """`block` is the raw header block from the CR LF after the first line to that of the last header; `drop` names lines in it
-    that must not go on, as they were written; `named` are the lower-case names that `Connection` lists."""
+    that must not go on, as they were written; `named` are the lower-case names that `Connection` lists. `length_name` is how
+    `Content-Length` was written where that is the length of the body."""
 
     block: bytes = b""
     drop: tuple[bytes, ...] = ()
     named: tuple[bytes, ...] = ()
+    length: int | None = None
+    length_name: bytes = b""
     _headers: list[tuple[bytes, bytes]] | None = None
+    _onward: dict[tuple[bytes, ...], bytes] | None = None
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -40,6 +46,16 @@ class Head:
             if one == name:
                 return value
         return default
+
+    def onward(self, drop: tuple[bytes, ...]) -> bytes:
+        """The block without what ends here, `drop` (lower-case names) and the body's length, which is written anew."""
+        if self._onward is None:
+            self._onward = {}
+        block = self._onward.get(drop)
+        if block is None:
+            block = without(self.block, (*self.drop, self.length_name) if self.length_name else self.drop)
+            block = self._onward[drop] = without_any(block, drop) if drop else block
+        return block
 
     def note(self, lower: bytes, name: bytes, value: bytes) -> None:
         """Keeps the facts of one header that matters to a proxy. Raises BadMessage for what has no safe reading."""
@@ -76,3 +92,51 @@ def look_at(line: bytes, handled: frozenset[bytes], seen: Seen) -> tuple[bytes, 
             seen.clear()
         seen[line] = found
     return found
+
+
+H = TypeVar("H", bound=Head)
+
+
+class Memory(Generic[H]):
+    """The last head of one peer. The next one mostly is the same but for the length of its body: then it was read already.
+
+    Sound because that head was read whole, with one length at most: around the digits every byte must be what it was.
+    """
+
+    __slots__ = ("_after", "_before", "_head", "_start")
+
+    def __init__(self) -> None:
+        self._head: H | None = None
+        self._before = self._after = b""
+        self._start = 0
+
+    def keep(self, raw: bytes, head: H) -> None:
+        """`raw` is what `head` was read from."""
+        at, end = len(raw), len(raw)
+        if head.length_name:
+            name = b"\r\n%b:" % head.length_name
+            at = raw.index(name) + len(name)
+            end = raw.index(b"\r\n", at)
+        head._onward = {}
+        self._head, self._before, self._after = head, raw[:at], raw[end:]
+        self._start = raw.index(b"\r\n")
+
+    def recall(self, raw: bytes) -> H | None:
+        """The head that `raw` is, if only its length is new."""
+        known = self._head
+        if known is None or not raw.startswith(self._before) or not raw.endswith(self._after):
+            return None
+        digits = raw[len(self._before) : len(raw) - len(self._after)]
+        if known.length_name:
+            digits = digits.strip(b" \t")
+            if not digits.isdigit():
+                return None
+        elif digits:
+            return None
+        head = type(known)()
+        head.__dict__.update(known.__dict__)
+        head._headers = None
+        head.block = raw[self._start : -2]
+        if known.length_name:
+            head.length = content_length(digits)
+        return head

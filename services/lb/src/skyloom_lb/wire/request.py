@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
-from skyloom_lb.wire.head import Head, Seen
+from skyloom_lb.wire.head import Head, Memory, Seen
 from skyloom_lb.wire.headers import (
     END_TO_END,
     FORWARDED,
@@ -38,7 +38,6 @@ class RequestHead(Head):
     version: str = "1.1"
     forwarded: tuple[tuple[bytes, bytes], ...] = ()
     host: bytes | None = None
-    length: int | None = None
     authorization: bytes = b""
     request_id: bytes = b""
     transfer_encoding: bytes | None = None
@@ -59,7 +58,7 @@ class RequestHead(Head):
         elif lower == b"content-length":
             if self.length is not None:
                 raise BadMessage("Content-Length is there twice")
-            self.length = content_length(value)
+            self.length, self.length_name = content_length(value), name
         elif lower == b"authorization":
             if self.authorization:
                 raise BadMessage("Authorization is there twice")
@@ -106,6 +105,15 @@ class RequestHead(Head):
             self.odd = "transfer-encoding"
         elif self.expect or self.named:
             self.odd = "expect or connection options"
+
+
+def read_request(head: bytes, memory: Memory[RequestHead]) -> RequestHead:
+    """`parse_request` for one of many on a connection."""
+    request = memory.recall(head)
+    if request is None:
+        request = parse_request(head)
+        memory.keep(head, request)
+    return request
 
 
 def parse_request(head: bytes) -> RequestHead:

@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from skyloom_lb.wire.head import Head, Seen
+from skyloom_lb.wire.head import Head, Memory, Seen
 from skyloom_lb.wire.headers import HOP_BY_HOP, BadMessage, as_written, content_length, tokens
 
 _HANDLED = HOP_BY_HOP | {b"content-length", b"x-request-id"}
@@ -25,7 +25,6 @@ class ResponseHead(Head):
 
     status: int = 0
     start: bytes = b""
-    length: int | None = None
     chunked: bool = False
     keep_alive: bool = True
     until_close: bool = False
@@ -38,7 +37,7 @@ class ResponseHead(Head):
         if lower == b"content-length":
             if self.length is not None:
                 raise BadMessage("Content-Length is there twice")
-            self.length = content_length(value)
+            self.length, self.length_name = content_length(value), name
         elif lower == b"transfer-encoding":
             if self.chunked or value.lower() != b"chunked":
                 raise BadMessage("Transfer-Encoding is there twice or is not 'chunked'")
@@ -49,6 +48,16 @@ class ResponseHead(Head):
                 named = tokens(value)
                 self.keep_alive = self.keep_alive and b"close" not in named
                 self.named += tuple(one for one in named if one not in (b"close", b"keep-alive"))
+
+
+def read_response(head: bytes, method: bytes, memory: Memory[ResponseHead]) -> ResponseHead:
+    """`parse_response` for one of many from an endpoint."""
+    response = memory.recall(head) if method != b"HEAD" else None
+    if response is None:
+        response = parse_response(head, method)
+        if method != b"HEAD" and response.status >= 200:
+            memory.keep(head, response)
+    return response
 
 
 def parse_response(head: bytes, method: bytes) -> ResponseHead:
@@ -93,7 +102,7 @@ def _settle(response: ResponseHead, method: bytes, version: bytes) -> None:
             response.drop += as_written(response.block, (b"transfer-encoding",))
         if response.length and response.status not in (304,) and method != b"HEAD":
             raise BadMessage("a status without a body came with one")
-        response.length, response.chunked = 0, False
+        response.length, response.chunked, response.length_name = 0, False, b""
     elif response.length is None and not response.chunked:
         response.until_close, response.keep_alive = True, False
 

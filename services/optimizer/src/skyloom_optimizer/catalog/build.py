@@ -25,13 +25,8 @@ FORM_VERSION = 1
 def build(source: Path, fallback: Path = DATA) -> bytes:
     """The container's bytes. Raises csvform.BadSource."""
     tables = csvform.read_source(source, fallback)
-    rows = {name: _length(table) for name, table in sorted(tables.items())}
+    rows = {name: csvform.length(table) for name, table in sorted(tables.items())}
     return columns.pack(tables, {"form": FORM_VERSION, "rows": rows})
-
-
-def _length(table: columns.Table) -> int:
-    column = next(iter(table.values()))
-    return len(column.values) if isinstance(column, columns.IndexColumn) else len(column.codes)
 
 
 def replace_file(path: Path, data: bytes) -> None:

@@ -100,7 +100,7 @@ def read_source(folder: Path, fallback: Path) -> dict[str, Table]:
         for name, wanted in PLAIN_TABLES.items()
     }
     path = _find("offerings", folder, fallback)
-    tables |= _offer_tables(path, list(_rows(path, OFFERINGS)))
+    tables |= offer_tables(list(_rows(path, OFFERINGS)), path.name)
     _check_sources(path, tables)
     return tables
 
@@ -108,10 +108,10 @@ def read_source(folder: Path, fallback: Path) -> dict[str, Table]:
 def write_source(container: Container, folder: Path) -> list[Path]:
     """Writes every table as CSV; building from the result gives the same container."""
     folder.mkdir(parents=True, exist_ok=True)
-    written = [_write(folder / "offerings.csv", OFFERINGS, sorted(_offer_rows(container)))]
+    written = [_write(folder / "offerings.csv", OFFERINGS, sorted(offer_rows(container)))]
     for name, wanted in PLAIN_TABLES.items():
         table = container.table(name)
-        rows = zip(*(_texts(table[key]) for key in wanted), strict=True)
+        rows = zip(*(texts(table[key]) for key in wanted), strict=True)
         written.append(_write(folder / f"{name}.csv", wanted, list(rows)))
     return written
 
@@ -156,13 +156,23 @@ def _columns(name: str, wanted: Sequence[str], rows: Sequence[Row]) -> Table:
     return table
 
 
-def _offer_tables(path: Path, rows: Sequence[Row]) -> dict[str, Table]:
+def plain_table(name: str, rows: Sequence[Row]) -> Table:
+    """One of PLAIN_TABLES from its sorted rows."""
+    return _columns(name, PLAIN_TABLES[name], rows)
+
+
+def length(table: Table) -> int:
+    column = next(iter(table.values()))
+    return len(column.values) if isinstance(column, IndexColumn) else len(column.codes)
+
+
+def offer_tables(rows: Sequence[Row], origin: str = "offers") -> dict[str, Table]:
     """Rows become what is sold (machines), where (places), and prices that point at both (offers)."""
     place_of, machine_of = [row[:3] for row in rows], [(row[0], *row[3:10]) for row in rows]
     keys = {(place, machine[1]) for place, machine in zip(place_of, machine_of, strict=True)}
     if len(keys) != len(rows):
         raise BadSource(
-            f"{path.name}: {len(rows) - len(keys)} rows repeat a cloud, region, zone and instance_type"
+            f"{origin}: {len(rows) - len(keys)} rows repeat a cloud, region, zone and instance_type"
         )
     places, machines = sorted(set(place_of)), sorted(set(machine_of))
     place_number = {key: number for number, key in enumerate(places)}
@@ -204,7 +214,7 @@ def _doubtful_rows(offers: Table) -> list[int]:
 
 def _check_sources(path: Path, tables: dict[str, Table]) -> None:
     """A price without provenance is refused: every code that is used must be explained."""
-    known = {*_texts(tables["sources"]["code"]), ""}
+    known = {*texts(tables["sources"]["code"]), ""}
     for key in ("price_source", "spot_source"):
         column = tables["offers"][key]
         assert isinstance(column, TextColumn)
@@ -213,12 +223,13 @@ def _check_sources(path: Path, tables: dict[str, Table]) -> None:
             raise BadSource(f"{path.name}: {key} {unknown[0]!r} is not in sources.csv")
 
 
-def _offer_rows(container: Container) -> Iterator[Row]:
+def offer_rows(container: Container) -> Iterator[Row]:
+    """The offers as rows of the CSV form (OFFERINGS)."""
     offers = container.table("offers")
     machines, places = container.table("machines"), container.table("places")
-    machine_rows = list(zip(*(_texts(machines[key]) for key in MACHINE), strict=True))
-    place_rows = list(zip(*(_texts(places[key]) for key in PLACE), strict=True))
-    prices = zip(*(_texts(offers[key]) for key in PRICE), strict=True)
+    machine_rows = list(zip(*(texts(machines[key]) for key in MACHINE), strict=True))
+    place_rows = list(zip(*(texts(places[key]) for key in PLACE), strict=True))
+    prices = zip(*(texts(offers[key]) for key in PRICE), strict=True)
     for machine, place, price in zip(
         _numbers(offers["machine"]), _numbers(offers["place"]), prices, strict=True
     ):
@@ -230,7 +241,8 @@ def _numbers(column: Column) -> list[int]:
     return list(column.values.tolist())
 
 
-def _texts(column: Column) -> list[str]:
+def texts(column: Column) -> list[str]:
+    """The values of a column as they stand in the CSV form."""
     if isinstance(column, TextColumn):
         return column.values()
     assert isinstance(column, NumberColumn)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from skyloom_common.contracts.catalog import CatalogCloud, CatalogInfo, CatalogSource
+from skyloom_optimizer.catalog.ages import age_in_days
 from skyloom_optimizer.catalog.load import Catalog
 from skyloom_optimizer.snapshot import NO_ACCELERATOR, OfferSnapshot, Prices
 
 
-def catalog_info(catalog: Catalog) -> CatalogInfo:
+def catalog_info(
+    catalog: Catalog, now: float | None = None, refreshed: Mapping[str, float] | None = None
+) -> CatalogInfo:
+    """`now` gives ages, `refreshed` when a cloud was last asked itself (both Unix seconds)."""
     snapshot = catalog.snapshot
     devices = snapshot.machines.accelerator
     return CatalogInfo(
@@ -17,7 +23,7 @@ def catalog_info(catalog: Catalog) -> CatalogInfo:
         offers=len(snapshot),
         instance_types=len(snapshot.machines),
         accelerators=len(np.unique(devices[devices != NO_ACCELERATOR])),
-        clouds=tuple(_cloud(snapshot, number) for number in range(len(snapshot.clouds))),
+        clouds=cloud_infos(catalog, now, refreshed or {}),
         sources=tuple(
             CatalogSource(item.code, item.kind, item.as_of, item.licence, item.description)
             for item in catalog.sources
@@ -25,7 +31,18 @@ def catalog_info(catalog: Catalog) -> CatalogInfo:
     )
 
 
-def _cloud(snapshot: OfferSnapshot, number: int) -> CatalogCloud:
+def cloud_infos(
+    catalog: Catalog, now: float | None, refreshed: Mapping[str, float]
+) -> tuple[CatalogCloud, ...]:
+    snapshot = catalog.snapshot
+    return tuple(
+        _cloud(snapshot, number, now, refreshed.get(name)) for number, name in enumerate(snapshot.clouds)
+    )
+
+
+def _cloud(
+    snapshot: OfferSnapshot, number: int, now: float | None, refreshed_at: float | None
+) -> CatalogCloud:
     part = snapshot.cloud_slices[number]
     first, last = snapshot.machines.first_offer[[part.start, part.stop]]
     rows = slice(int(first), int(last))
@@ -40,6 +57,8 @@ def _cloud(snapshot: OfferSnapshot, number: int) -> CatalogCloud:
         spot_priced=int(np.count_nonzero(~np.isnan(snapshot.spot.price[rows]))),
         oldest=dates[0] if dates else "",
         newest=dates[-1] if dates else "",
+        age_days=age_in_days(dates[-1], now) if dates and now is not None else None,
+        refreshed_at=refreshed_at,
     )
 
 

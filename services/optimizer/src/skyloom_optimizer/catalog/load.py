@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from skyloom_optimizer.catalog.columns import Container, IndexColumn, NumberColumn, Table, TextColumn
+from skyloom_optimizer.market import Market, market_of
 from skyloom_optimizer.names import Accelerator
 from skyloom_optimizer.snapshot import (
     NO_ACCELERATOR,
@@ -87,11 +88,24 @@ class Catalog:
 
     def __init__(self, container: Container) -> None:
         self._container = container
+        self._given: OfferSnapshot | None = None
         self.version: str = container.sha256[:12]
+
+    def with_snapshot(self, snapshot: OfferSnapshot) -> Catalog:
+        """The same facts with other offers, such as own prices laid over."""
+        other = Catalog(self._container)
+        other._given = snapshot
+        other.version = snapshot.version
+        return other
 
     @cached_property
     def snapshot(self) -> OfferSnapshot:
-        return _snapshot(self._container, self.version)
+        return self._given or _snapshot(self._container, self.version)
+
+    @cached_property
+    def market(self) -> Market:
+        """What is known beside prices, for these offers."""
+        return market_of(self)
 
     def warm(self) -> None:
         """Computes what the first plan would otherwise wait for."""
@@ -99,6 +113,7 @@ class Catalog:
         for use_spot in (False, True):
             snapshot.lowest(use_spot, snapshot.open_offers)
             snapshot.sold_count(use_spot, snapshot.open_offers)
+        self.market.band_numbers(snapshot)
 
     @cached_property
     def sources(self) -> tuple[SourceInfo, ...]:
@@ -164,11 +179,11 @@ def _places(container: Container, clouds: list[str]) -> Places:
         cloud=np.array([clouds.index(name) for name in cloud.pool], dtype=np.int64)[cloud.codes],
         region=[row[1] for row in rows],
         zone=[row[2] for row in rows],
-        restricted=np.array([_is_restricted(*row) for row in rows], dtype=bool),
+        restricted=np.array([is_restricted(*row) for row in rows], dtype=bool),
     )
 
 
-def _is_restricted(cloud: str, region: str, zone: str) -> bool:
+def is_restricted(cloud: str, region: str, zone: str) -> bool:
     """Government clouds, carrier edges, opt-in local zones and names that are not public regions."""
     pattern = _RESTRICTED.get(cloud)
     return pattern is not None and pattern.match(f"{region}/{zone}") is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from skyloom_common.contracts.clusters import (
 from skyloom_common.contracts.http import IDEMPOTENCY_KEY
 from skyloom_common.contracts.operations import Operation
 from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
-from skyloom_common.contracts.task.support import unsupported_at_launch
+from skyloom_common.contracts.task.support import unsupported_at_exec, unsupported_at_launch
 from skyloom_common.core.errors import ClusterDoesNotExist, ClusterNotUp, InvalidRequest, NotSupportedYet
 from skyloom_common.core.names import check_cluster_name
 from skyloom_common.core.wire import to_wire
@@ -78,6 +79,7 @@ def _add_runs(routes: APIRouter, intake: _Intake, answers: Answers) -> None:
     @routes.post("/{name}/exec", **answers(Operation, 202))
     async def execute(name: str, body: ExecRequest, caller: CurrentCaller, key: Key = None) -> Response:
         await intake.check_exists(name, needs_up=True)
+        await intake.check_supported_here(name, body.task)
         await intake.check_mounts(tuple(mount for mount in body.mounts if mount.kind == "workdir"))
         return await intake.accept(EXEC, name, caller.user, body, key, task=body.task)
 
@@ -106,6 +108,11 @@ def _add_lifecycle(routes: APIRouter, intake: _Intake, answers: Answers) -> None
         return await intake.accept(AUTOSTOP, name, caller.user, body, key)
 
 
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise NotSupportedYet("; ".join(problems), details={"problems": list(problems)})
+
+
 class _Intake:
     """What is checked before intent is written. A mutation is never refused for what a queued operation may change."""
 
@@ -117,9 +124,15 @@ class _Intake:
         wanted = task.resources.cloud
         providers = [one for one in self._parts.providers if wanted in (None, one.name)]
         able = {feature for provider in providers for feature in features(provider)}
-        problems = unsupported_at_launch(task, features=able)
-        if problems:
-            raise NotSupportedYet("; ".join(problems), details={"problems": list(problems)})
+        _refuse(unsupported_at_launch(task, features=able))
+
+    async def check_supported_here(self, name: str, task: TaskSpec) -> None:
+        """By the provider that the cluster is on; by all of them while it is only on its way."""
+        state = await self._parts.clusters.find(check_cluster_name(name))
+        offer = state.cluster.offer if state is not None else None
+        providers = [one for one in self._parts.providers if offer is None or one.name == offer.cloud]
+        able = {feature for provider in providers for feature in features(provider)}
+        _refuse(unsupported_at_exec(task, features=able))
 
     def check_autostop(self, cloud: str | None, spec: AutostopSpec | None) -> None:
         if cloud in self._parts.providers.names() and spec is not None and spec.enabled and not spec.down:
@@ -150,7 +163,9 @@ class _Intake:
                 f"cluster {name!r} does not exist", hint="Run `sky status` to see which do."
             )
         raise ClusterNotUp(
-            f"cluster {name!r} is {state.cluster.status}, exec needs it UP", hint=f"Run `sky start {name}`."
+            f"cluster {name!r} is {state.cluster.status}, exec needs it UP",
+            hint=f"Run `sky start {name}`.",
+            details={"status": state.cluster.status},
         )
 
     async def accept(

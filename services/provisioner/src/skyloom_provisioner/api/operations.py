@@ -60,11 +60,13 @@ def router(service: Service, answers: Answers) -> APIRouter:
         )
 
     @routes.get("/clusters/{name}/provision-logs")
-    async def provision_logs(name: str, follow: bool = False) -> Response:
+    async def provision_logs(
+        name: str, follow: bool = False, tail: Annotated[int, Query(ge=0)] = 0
+    ) -> Response:
         row = await store.newest(check_cluster_name(name), (LAUNCH, START))
         if row is None:
             raise NotFound(f"cluster {name!r} has no launch to show", hint="Run `sky api status -a`.")
-        return StreamingResponse(_text(service, row.id, follow), media_type=_PLAIN)
+        return StreamingResponse(_text(service, row.id, follow, tail), media_type=_PLAIN)
 
     return routes
 
@@ -106,8 +108,11 @@ def _encoded(event: OperationEvent) -> bytes:
     return b"id: %d\nevent: progress\ndata: %s\n\n" % (event.seq, dumps(event))
 
 
-async def _text(service: Service, id: str, follow: bool) -> AsyncIterator[bytes]:
-    async for event in follow_events(service, id, 0, follow=follow):
+async def _text(service: Service, id: str, follow: bool, tail: int = 0) -> AsyncIterator[bytes]:
+    """`tail`: only the last lines of what there is; 0 = all."""
+    known = await service.parts.operations.events(id, 0, 100_000) if tail else []
+    after = known[-tail].seq - 1 if len(known) > tail else 0
+    async for event in follow_events(service, id, after, follow=follow):
         if event is not None:
             when = datetime.fromtimestamp(event.at, UTC).strftime("%Y-%m-%d %H:%M:%S")
             yield f"{when} {event.level.upper():7} {event.phase}: {event.message}\n".encode()

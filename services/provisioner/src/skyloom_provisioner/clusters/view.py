@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from skyloom_common.contracts.clusters import Cluster, ClusterStatus, NodeView
@@ -10,6 +12,8 @@ from skyloom_provisioner.clusters.idle import autostop_now
 from skyloom_provisioner.clusters.rows import ClusterState, NodeRow, NodeStatus
 from skyloom_provisioner.clusters.text import resources_text
 from skyloom_provisioner.nodes.live import LiveView
+
+MOST_ENDPOINTS = 100
 
 
 def view_of(state: ClusterState, live: LiveView, clock: Clock) -> Cluster:
@@ -86,8 +90,15 @@ def _rounded(seconds: float | None) -> float | None:
 
 
 def _endpoints(state: ClusterState) -> dict[str, str]:
-    """Single ports only: a range has no one URL."""
+    """Of every port, those of ranges too; only the first hundred, because a row of `sky status` is no place for thousands."""
     row = state.cluster
     if not row.is_up or state.head is None or row.resources is None:
         return {}
-    return {port: f"http://{state.head.address}:{port}" for port in row.resources.ports if port.isdigit()}
+    ports = itertools.islice(_each_port(row.resources.ports), MOST_ENDPOINTS)
+    return {str(port): f"http://{state.head.address}:{port}" for port in ports}
+
+
+def _each_port(ports: Iterable[str]) -> Iterator[int]:
+    for text in ports:
+        first, _, last = text.partition("-")
+        yield from range(int(first), int(last or first) + 1)

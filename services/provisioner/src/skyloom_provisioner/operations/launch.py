@@ -10,6 +10,7 @@ from typing import Any
 
 from skyloom_common.contracts.clusters import ClusterStatus, LaunchRequest, StartRequest
 from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
+from skyloom_common.contracts.task.support import ignored_at_launch
 from skyloom_common.core.errors import ClusterDoesNotExist, ResourcesMismatch
 from skyloom_common.core.ids import new_id
 from skyloom_common.saga import Outputs, Saga, Step
@@ -38,6 +39,9 @@ async def prepare(context: OperationContext, outputs: Outputs) -> dict[str, Any]
         mode = LaunchMode.NEW
     elif state is not None and context.row.kind == LAUNCH:
         _check_fit(context.task_in_clear(), state)
+    if context.row.kind == LAUNCH:
+        for notice in ignored_at_launch(context.decode(LaunchRequest).task):
+            await context.say("planning", notice, level="warning")
     if state is not None and mode is LaunchMode.REUSE and context.row.kind != LAUNCH:
         mode = LaunchMode.REPAIR if context.request.get("force") else mode
     return {"mode": mode.value}
@@ -120,9 +124,8 @@ async def _start(context: OperationContext) -> None:
 async def _repair(context: OperationContext) -> None:
     """Nodes that are gone are replaced in the same place; agents that died are started again."""
     parts, state = context.parts, await context.cluster()
-    await context.say(
-        "provisioning", f"repairing cluster {state.cluster.name}: {state.cluster.status_message}"
-    )
+    why = state.cluster.status_message
+    await context.say("provisioning", f"repairing cluster {state.cluster.name}{': ' if why else ''}{why}")
     looked = await all_or_first_error([parts.lifecycle.look(node) for node in state.nodes])
     gone = [node for node, instance in zip(state.nodes, looked, strict=True) if instance is None]
     await parts.lifecycle.remove(context.lease, [*gone, *state.leaving])

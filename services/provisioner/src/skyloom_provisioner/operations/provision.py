@@ -26,6 +26,7 @@ from skyloom_provisioner.decide.failover import describe_attempt, is_blocked, ju
 from skyloom_provisioner.operations.context import OperationContext
 from skyloom_provisioner.operations.planning import full_request
 from skyloom_provisioner.polling import all_or_first_error
+from skyloom_provisioner.providers.base import shares_machine
 
 PLACE_FAULTS = (ProviderError, AgentUnreachable)
 
@@ -129,6 +130,10 @@ class Provisioning:
             f"launching {counted(count, 'node')} on {offer_text(offer)}",
             data={"attempt": number, "offer": offer, "num_nodes": count},
         )
+        disk = state.cluster.resources and state.cluster.resources.disk_size
+        if disk and shares_machine(self._parts.providers.get(offer.cloud)):
+            sentence = f"resources.disk_size ({disk.value:g}) is ignored: {offer.cloud} nodes use this machine's disk"
+            await self._context.say("provisioning", sentence, level="warning")
 
     def _intents(self, state: ClusterState, offer: Offer, ranks: Sequence[int]) -> list[dict[str, Any]]:
         now = self._parts.clock.now()

@@ -26,6 +26,7 @@ async def prepare_exec(context: OperationContext, outputs: Outputs) -> dict[str,
         raise ClusterNotUp(
             f"cluster {cluster.name!r} is {cluster.status}, exec needs it UP",
             hint=f"Run `sky start {cluster.name}`, or `sky launch -c {cluster.name}`.",
+            details={"status": cluster.status},
         )
     if context.request.get("command"):
         await context.parts.clusters.change(context.lease, cluster, last_use=context.request["command"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +18,14 @@ class Machine:
     gpu_name: str | None = None
     gpu_count: int = 0
     gpu_memory_gib: float | None = None
+    gpu_indices: tuple[int, ...] = ()
+    """The driver's numbers of the GPUs that are ours; CUDA_VISIBLE_DEVICES may leave out some."""
 
 
 @lru_cache(maxsize=1)
 def detect() -> Machine:
-    name, count, memory = _gpus()
-    return Machine(_vcpus(), _memory_gib(), name, count, memory)
+    name, indices, memory = _gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return Machine(_vcpus(), _memory_gib(), name, len(indices), memory, indices)
 
 
 def _vcpus() -> float:
@@ -43,31 +46,57 @@ class _Memory(ctypes.Structure):
     _fields_ = [("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong)]
 
 
-def _gpus() -> tuple[str | None, int, float | None]:
-    """Name, number and memory of the first kind of GPU."""
+_NONE: tuple[str | None, tuple[int, ...], float | None] = (None, (), None)
+
+
+def _gpus(visible: str | None) -> tuple[str | None, tuple[int, ...], float | None]:
+    """Name, numbers and memory of the first kind of GPU."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
-        return None, 0, None
+        return _NONE
     if library.nvmlInit_v2() != 0:
-        return None, 0, None
+        return _NONE
     try:
-        return _ask(library)
+        return _ask(library, visible)
     finally:
         library.nvmlShutdown()
 
 
-def _ask(library: ctypes.CDLL) -> tuple[str | None, int, float | None]:
+def _ask(library: ctypes.CDLL, visible: str | None) -> tuple[str | None, tuple[int, ...], float | None]:
     count = ctypes.c_uint()
-    if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0 or not count.value:
-        return None, 0, None
-    device = ctypes.c_void_p()
-    if library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device)) != 0:
-        return None, 0, None
+    if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+        return _NONE
+    devices = {}
+    for index in range(count.value):
+        device, uuid = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+        if library.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(index), ctypes.byref(device)) == 0:
+            library.nvmlDeviceGetUUID(device, uuid, 96)
+            devices[index] = device, uuid.value.decode()
+    ours = seen({index: uuid for index, (_, uuid) in devices.items()}, visible)
+    if not ours:
+        return _NONE
     text, memory = ctypes.create_string_buffer(96), _Memory()
-    library.nvmlDeviceGetName(device, text, 96)
-    library.nvmlDeviceGetMemoryInfo(device, ctypes.byref(memory))
-    return gpu_name(text.value.decode()), int(count.value), round(memory.total / 2**30, 1)
+    library.nvmlDeviceGetName(devices[ours[0]][0], text, 96)
+    library.nvmlDeviceGetMemoryInfo(devices[ours[0]][0], ctypes.byref(memory))
+    return gpu_name(text.value.decode()), ours, round(memory.total / 2**30, 1)
+
+
+def seen(devices: Mapping[int, str], visible: str | None) -> tuple[int, ...]:
+    """Of the devices (number: UUID) those that CUDA_VISIBLE_DEVICES names; like CUDA, it ends at an unknown name."""
+    if visible is None:
+        return tuple(devices)
+    found: list[int] = []
+    for name in (part.strip() for part in visible.split(",")):
+        named = [
+            index
+            for index, uuid in devices.items()
+            if name == str(index) or (name.startswith("GPU-") and uuid.startswith(name))
+        ]
+        if not named:
+            break
+        found.append(named[0])
+    return tuple(found)
 
 
 def gpu_name(full: str) -> str:

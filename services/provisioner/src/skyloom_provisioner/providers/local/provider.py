@@ -88,12 +88,17 @@ class LocalProvider:
         return await asyncio.to_thread(self._create, request)
 
     async def get(self, id: str) -> Instance:
-        return _instance(self._record(id))
+        try:
+            return _instance(self._record(id))
+        except InstanceNotFound:
+            await asyncio.to_thread(self._end, self._path(id))
+            raise
 
     async def list(self, deployment: str) -> Sequence[Instance]:
         return await asyncio.to_thread(self._list, deployment)
 
     async def delete(self, id: str) -> None:
+        await self.get(id)
         await asyncio.to_thread(self._delete, id)
 
     async def stop(self, id: str) -> None:
@@ -221,6 +226,7 @@ class LocalProvider:
         _remove_tree(gone)
 
     def _end(self, path: Path) -> None:
+        """Also where somebody removed the directory: an instance is not gone while a process of it lives."""
         if not processes.end_all(path):
             raise ProviderError(
                 f"some processes of {path.name} do not end: {processes.node_processes(path)}",
@@ -303,7 +309,7 @@ def _instance(record: dict[str, Any]) -> Instance:
 
 def _free_gpus(count: int, machine: Machine, others: Sequence[dict[str, Any]]) -> list[int]:
     taken = {index for other in others for index in other["gpu_indices"]}
-    free = [index for index in range(machine.gpu_count) if index not in taken]
+    free = [index for index in machine.gpu_indices if index not in taken]
     if count > len(free):
         raise InsufficientCapacity(
             f"this machine has {len(free)} of {machine.gpu_count} GPUs free, {count} are asked for",

@@ -1,0 +1,1 @@
+"""Prices that this deployment has seen itself, as time series."""

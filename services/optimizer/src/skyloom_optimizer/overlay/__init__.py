@@ -1,0 +1,1 @@
+"""A deployment's own prices and private offers, laid over the catalog."""
