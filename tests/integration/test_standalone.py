@@ -231,6 +231,20 @@ def test_redis_killed_comes_back_under_the_same_address(standalone: Standalone) 
     standalone.stop()
 
 
+def test_a_full_disk_leaves_room_for_another_start(standalone: Standalone) -> None:
+    """What was set aside is given back when it starts, whatever filled the disk meanwhile."""
+    standalone.start("--port", "0")
+    reserve = standalone.home / "run" / "reserve"
+    wait_until(reserve.exists, seconds=10, what="room is set aside")
+    wait_until(lambda: reserve.stat().st_blocks * 512 >= 4 << 20, seconds=5, what="it is really taken")
+    standalone.process.kill()
+    standalone.process.wait(10)
+    os.utime(reserve, (1, 1))
+    standalone.start("--port", "0")
+    assert not reserve.exists() or reserve.stat().st_mtime > 1
+    standalone.stop()
+
+
 def test_open_streams_do_not_hold_up_a_stop(standalone: Standalone) -> None:
     word = standalone.start("--port", "0")
     host, _, port = word["url"].removeprefix("http://").partition(":")

@@ -122,6 +122,9 @@ async def _kill(replicas: list[engines.EngineProcess], ends: float) -> None:
         victim.kill()
         await asyncio.sleep(KILL_EVERY / 2)
         victim.start()
+        await (
+            victim.ready()
+        )  # on a busy machine a start may take long, and the next one is not to be the last one
         turn += 1
 
 

@@ -181,6 +181,35 @@ async def test_an_unreachable_database_is_unavailable(tmp_path: Path, database_u
     await _driver_threads_ended()
 
 
+@pytest.mark.parametrize("state", ["57P03", "53300", "57P01", "08006", "25006"])
+async def test_a_server_that_is_not_ready_is_away_and_not_broken_code(
+    database: Database, schema: Schema, state: str
+) -> None:
+    """What PostgreSQL answers while it starts, stops or is full, said by itself through RAISE."""
+    if database.is_sqlite:
+        pytest.skip("SQLite has no server")
+    with pytest.raises(StoreUnavailable):
+        async with database.read() as connection:
+            await connection.execute(text(f"DO $$ BEGIN RAISE 'not now' USING ERRCODE = '{state}'; END $$"))
+    await database.ping()
+
+
+async def test_a_connection_left_in_the_middle_is_not_used_again(database: Database) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite has no server")
+    async with database.read() as connection:
+        raw = (await connection.get_raw_connection()).driver_connection
+        pid = await connection.scalar(text("SELECT pg_backend_pid()"))
+    sleeping = asyncio.create_task(raw.execute("SELECT pg_sleep(5)"))
+    await asyncio.sleep(0)
+    with pytest.raises(StoreUnavailable):
+        await database.ping()
+    async with database.read() as connection:
+        assert await connection.scalar(text("SELECT pg_backend_pid()")) != pid
+    sleeping.cancel()
+    await asyncio.gather(sleeping, return_exceptions=True)
+
+
 @pytest.mark.parametrize("how", ["garbage", "half", "pages"])
 async def test_a_damaged_file_is_named(tmp_path: Path, schema: Schema, how: str) -> None:
     path = tmp_path / "things.db"

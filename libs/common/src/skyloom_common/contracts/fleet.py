@@ -76,7 +76,7 @@ class FleetPlanRequest:
     denied: tuple[DeniedPlace, ...] = ()
     lacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     disk_usd_per_gib_month: dict[str, float] = field(default_factory=dict)
-    max_gap: float = 0.001
+    max_gap: float = 0.005
     time_limit_seconds: float = 3.0
 
 

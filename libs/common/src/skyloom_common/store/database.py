@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from sqlalchemy import event, text
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -28,6 +28,8 @@ _DRIVERS = {
     "postgres": "postgresql+asyncpg",
 }
 _BUSY_SECONDS = 10
+_AWAY = ("08", "53", "57P", "25006")
+"""SQLSTATE classes: connection, resources, shut down or starting, read-only (the former primary after a failover)."""
 T = TypeVar("T")
 
 
@@ -64,6 +66,7 @@ class Database:
                 skip_autocommit_rollback=True,
                 connect_args={"command_timeout": 30, "timeout": _BUSY_SECONDS},
             )
+            event.listen(self._writer.sync_engine, "handle_error", _drop_broken)
             # Without a transaction there is nothing to roll back: one round trip less for each read.
             self._reader = self._writer.execution_options(isolation_level="AUTOCOMMIT")
         self._writing = asyncio.Lock()
@@ -102,7 +105,7 @@ class Database:
             raise Duplicate(f"the row exists already or refers to none: {_words(error)}") from error
         except (OperationalError, InterfaceError, PoolTimeout) as error:
             said = "cannot be used" if self.is_sqlite else "does not answer"
-            raise StoreUnavailable(f"{which} {said}: {_words(error)}") from error
+            raise StoreUnavailable(f"{which} {said}: {_words(error)}", hint=_way_out(error)) from error
         except DBAPIError as error:
             if _is_damage(error):
                 raise StoreUnavailable(
@@ -188,6 +191,23 @@ class _Settled:
 
 def _settled_connection(connection: AsyncConnection) -> AsyncConnection:
     return cast(AsyncConnection, _Settled(connection))
+
+
+def _way_out(error: Exception) -> str | None:
+    if "disk is full" not in str(error):
+        return None
+    return "Free some space there. A local server keeps some in reserve: `sky api stop`, then `sky down CLUSTER`."
+
+
+def _drop_broken(context: ExceptionContext) -> None:
+    """A server that shuts down, starts or is full of connections, and a connection left in the middle of something by
+    its death: neither is used again, and callers hear that the database is away."""
+    error = context.original_exception
+    if str(getattr(error, "sqlstate", None) or "").startswith(_AWAY):
+        context.is_disconnect = True
+    elif type(error).__name__ == "InternalClientError" or "another operation is in progress" in str(error):
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
 
 
 def _is_damage(error: DBAPIError) -> bool:
