@@ -16,6 +16,7 @@ from skyloom_lb.admission.buckets import Bucket
 from skyloom_lb.admission.config import Limits, ServiceLimits
 from skyloom_lb.admission.fair import MAX_COST, FairQueue
 from skyloom_lb.exchange import FREE, Outcome, Permit, Refusal
+from skyloom_lb.retries import MOST_DEATHS, PATIENCE_SECONDS, Comeback
 
 
 class Clock:
@@ -406,3 +407,16 @@ async def test_a_waiter_that_is_cancelled_as_its_place_comes_free_takes_nothing(
     assert isinstance((await asyncio.gather(waits[0], return_exceptions=True))[0], asyncio.CancelledError)
     (await waits[1]).release(outcome())  # type: ignore[union-attr]
     assert set(one.counts().values()) == {0}
+
+
+def test_a_broken_answer_is_carried_through_few_deaths_and_a_bounded_time() -> None:
+    one = Comeback()
+    for death in range(MOST_DEATHS):
+        assert one.may_go_on(float(death))
+        one.answered()
+    assert not one.may_go_on(100.0)
+    other = Comeback()
+    assert other.may_go_on(0.0) and other.pause(0.0) < 0.1
+    assert all(other.may_go_on(float(second)) for second in range(1, int(PATIENCE_SECONDS)))
+    assert other.deaths == 1 and other.pause(20.0) == 1.0
+    assert not other.may_go_on(PATIENCE_SECONDS)

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.openai.config import Price, front_settings, secret_of, service_settings
@@ -108,6 +109,11 @@ def test_the_default_model() -> None:
 def test_wrong_tables_are_named(data: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         front_settings(data)
+
+
+def test_switches_as_yaml_reads_them() -> None:
+    made = service_settings("s", yaml.safe_load("{continuation: off, usage: on, engine: vllm}"))
+    assert not made.continues("vllm") and made.counts("unknown")
 
 
 def test_wrong_services_are_named() -> None:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
 from skyloom_lb.wire.forwarded import forwarded_lines
+from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.headers import BadMessage, as_written, content_length, without
-from skyloom_lb.wire.request import parse_request, request_from_pairs
-from skyloom_lb.wire.response import own_answer, parse_response
+from skyloom_lb.wire.request import RequestHead, parse_request, read_request, request_from_pairs
+from skyloom_lb.wire.response import ResponseHead, own_answer, parse_response, read_response
 
 HOST = b"GET /a?b HTTP/1.1\r\nHost: lb\r\n"
 
@@ -173,3 +174,85 @@ def test_own_answers() -> None:
     head, _, body = raw.partition(b"\r\n\r\n")
     assert parse_response(head + b"\r\n\r\n", b"GET").status == 429
     assert body == b"no"
+
+
+KNOWN = b"POST /v1/x HTTP/1.1\r\nHost: lb\r\nContent-Length: 7\r\nConnection: X-A\r\nX-A: 1\r\nAuthorization: a\r\n\r\n"
+LINES = [
+    b"\r\n",
+    b"0",
+    b"12",
+    b"+5",
+    b" 7 ",
+    b"\r\nContent-Length: 3",
+    b"\r\nX-B: 2",
+    b"\n",
+    b"\0",
+    b",8",
+    b"9" * 19,
+]
+
+
+def facts(head: RequestHead | None) -> object:
+    if head is None:
+        return None
+    head.__dict__.pop("_onward", None)
+    return [head.headers, {name: value for name, value in head.__dict__.items() if name[0] != "_"}]
+
+
+def read(parse: Any, *arguments: Any) -> object:
+    try:
+        return facts(parse(*arguments))
+    except BadMessage:
+        return "refused"
+
+
+@given(st.integers(0, len(KNOWN)), st.integers(0, 12), st.sampled_from(LINES) | st.binary(max_size=4))
+def test_a_head_that_is_remembered_reads_as_if_it_were_new(at: int, gone: int, new: bytes) -> None:
+    memory: Memory[RequestHead] = Memory()
+    memory.keep(KNOWN, parse_request(KNOWN))
+    raw = KNOWN[:at] + new + KNOWN[at + gone :]
+    assert read(read_request, raw, memory) == read(parse_request, raw)
+
+
+def test_only_the_length_may_be_new() -> None:
+    memory: Memory[RequestHead] = Memory()
+    read_request(KNOWN, memory)
+    longer = KNOWN.replace(b"Length: 7", b"Length: 1234")
+    found = memory.recall(longer)
+    assert found is not None
+    assert found.length == 1234
+    assert found.onward((b"authorization",)) == b"\r\nHost: lb\r\nX-A: 1\r\n"
+    for other in (b"7, 8", b"0x7", b"", b"7\r\nContent-Length: 8", b"7\nA: b"):
+        assert memory.recall(KNOWN.replace(b"Length: 7", b"Length: " + other)) is None
+
+
+def test_what_one_answer_changes_is_not_remembered() -> None:
+    memory: Memory[ResponseHead] = Memory()
+    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: keep-alive\r\n\r\n"
+    read_response(raw, b"GET", memory).keep_alive = False
+    again = read_response(raw.replace(b"5", b"66"), b"GET", memory)
+    assert (again.keep_alive, again.length) == (True, 66)
+    assert read_response(raw, b"HEAD", memory).length == 0
+    assert read_response(raw, b"GET", memory).length == 5
+
+
+@pytest.mark.parametrize("data", [b"5\r\nhello\r\n", b"009\r\nhello\r\n\r\n\r\n"])
+def test_one_whole_chunk(data: bytes) -> None:
+    reader, payload = ChunkReader(), list[bytes]()
+    only = reader.only(data)
+    assert reader.feed(data, payload) == len(data)
+    assert [only] == payload
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"0\r\n\r\n", b"5\r\nhell", b"5\r\nhello\r\n0\r\n\r\n", b"5\r\nhelloxx", b"+5\r\nhello\r\n", b"5;a\r\nhello\r\n",
+        b"0x5\r\nhello\r\n", b"4\r\nhello\r\n",
+    ],
+)  # fmt: skip
+def test_what_is_not_one_whole_chunk_is_read_in_full(data: bytes) -> None:
+    assert ChunkReader().only(data) is None
+    begun = ChunkReader()
+    begun.feed(b"f\r\n")
+    assert begun.only(b"5\r\nhello\r\n") is None

@@ -169,11 +169,14 @@ class Balancer:
     def _count_label(self, labelled: Labelled, name: str, outcome: Outcome) -> None:
         stats = labelled.of(name)
         stats.requests += 1
-        stats.errors += bool(outcome.error or outcome.refused)
-        stats.prompt_tokens += outcome.prompt_tokens
-        stats.completion_tokens += outcome.completion_tokens
-        stats.cached_tokens += outcome.cached_tokens
-        stats.cost += outcome.cost or 0.0
+        if outcome.error or outcome.refused:
+            stats.errors += 1
+        if outcome.prompt_tokens or outcome.completion_tokens:
+            stats.prompt_tokens += outcome.prompt_tokens
+            stats.completion_tokens += outcome.completion_tokens
+            stats.cached_tokens += outcome.cached_tokens
+        if outcome.cost:
+            stats.cost += outcome.cost
 
     # --- connections
 

@@ -18,7 +18,7 @@ from skyloom_lb import settings as settings_module
 from skyloom_lb.admin import admin_app
 from skyloom_lb.fronts import check, make_front
 from skyloom_lb.settings import Settings
-from skyloom_lb.worker import Worker, listen
+from skyloom_lb.worker import Worker, listen, spare_the_collector
 
 _log = logging.getLogger("skyloom_lb")
 
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from skyloom_lb.workers import supervise
 
             return supervise(settings, given)
+        spare_the_collector()
         return asyncio.run(serve(settings, given))
     except OSError as error:
         print(f"skyloom-lb: cannot start: {error.strerror or error}", file=sys.stderr)  # noqa: T201

@@ -40,6 +40,38 @@ class RetryBudget:
         return True
 
 
+MOST_DEATHS = 10
+PATIENCE_SECONDS = 30.0
+
+
+class Comeback:
+    """How far a broken answer is carried: through a few deaths (the request itself may be what kills), and through a time
+    without progress in which endpoints may come back."""
+
+    __slots__ = ("_answered", "_since", "deaths")
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self._answered = True
+        self._since = 0.0
+
+    def answered(self) -> None:
+        """An endpoint goes on with the answer."""
+        self._answered = True
+
+    def may_go_on(self, now: float) -> bool:
+        """The endpoint died, or (without `answered` before) another one could not go on."""
+        if self._answered:
+            self._answered = False
+            self._since = now
+            self.deaths += 1
+        return self.deaths <= MOST_DEATHS and now - self._since < PATIENCE_SECONDS
+
+    def pause(self, now: float) -> float:
+        """Seconds until those that were tried are tried again."""
+        return min(1.0, max(0.02, (now - self._since) / 2))
+
+
 def may_retry(failed: Failed, replayable: bool, retries: int, most: int, budget: RetryBudget) -> bool:
     """Refused or stale connections cost nothing and are safe for every request; the rest only when it may be replayed."""
     if retries >= most:

@@ -23,7 +23,7 @@ from skyloom_lb.admin import admin_app
 from skyloom_lb.fronts import make_front
 from skyloom_lb.observe.snapshot import past, total
 from skyloom_lb.settings import Settings
-from skyloom_lb.worker import Worker, listen
+from skyloom_lb.worker import Worker, listen, spare_the_collector
 
 CONTROL = "SKYLOOM_LB_CONTROL_FD"
 _ASK_SECONDS = 2.0
@@ -198,6 +198,7 @@ def _main() -> int:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
     )
+    spare_the_collector()
     return asyncio.run(work(settings_module.load(sys.argv[1:], os.environ), sys.argv[1:]))
 
 

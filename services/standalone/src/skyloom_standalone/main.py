@@ -15,6 +15,7 @@ from pathlib import Path
 from skyloom_common.service.env import SettingsError
 from skyloom_common.service.logs import configure_logging
 from skyloom_common.service.run import bind, run_until_signal, say
+from skyloom_standalone.reserve import release
 from skyloom_standalone.settings import (
     PREFERRED_PORT,
     Options,
@@ -58,6 +59,7 @@ def run(options: Options) -> int:
 
 def _run_single(settings: StandaloneSettings, ready: Ready) -> int:
     os.umask(0o077)
+    release(settings.home)
     _log_to_file(settings)
     try:
         sock = _listen(settings)

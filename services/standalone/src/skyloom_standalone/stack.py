@@ -18,6 +18,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from skyloom_common.bus.embedded import EmbeddedRedis
+from skyloom_standalone.reserve import take
 from skyloom_standalone.settings import StandaloneSettings
 from skyloom_standalone.state import Ready, remove_api_file, write_api_file
 
@@ -130,18 +131,20 @@ class Stack:
         _log.info("ready at %s after %.2f s", url, time.monotonic() - self._began)
         sys.stderr.write(f"skyloom-standalone: ready at {url}\n")
         sys.stderr.flush()
-        asyncio.get_running_loop().call_later(1.0, _settle)
+        asyncio.get_running_loop().call_later(1.0, self._settle)
+
+    def _settle(self) -> None:
+        """What was loaded stays loaded: keep the collector away from it and give start-up memory back to the system."""
+        gc.collect()
+        gc.freeze()
+        if sys.platform == "linux":
+            trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+            if trim is not None:
+                trim(0)
+        take(self._settings.home)
 
 
 def _import_services() -> None:
+    # httpx loads its command line (click, rich, pygments) where it finds them: time and memory that nobody here uses.
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]
     import skyloom_provisioner.main  # noqa: F401
-
-
-def _settle() -> None:
-    """What was loaded stays loaded: keep the collector away from it and give start-up memory back to the system."""
-    gc.collect()
-    gc.freeze()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)

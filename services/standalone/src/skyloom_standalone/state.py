@@ -55,12 +55,21 @@ def write_api_file(home: Path, url: str, version: str) -> None:
         "started_at": time.time(),
         "version": version,
         "token_file": str(home / "token"),
+        "process_started": process_started(os.getpid()),
     }
     aside = home / f".api.json.{os.getpid()}"
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file)
     aside.replace(home / "api.json")
+
+
+def process_started(pid: int) -> str | None:
+    """Together with the number it names a process for good: numbers come again. None where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 def remove_api_file(home: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Table, and_, insert, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from skyloom_common.core.errors import VersionConflict
@@ -19,8 +19,9 @@ async def insert_row(connection: AsyncConnection, table: Table, values: Mapping[
 
 async def insert_if_absent(connection: AsyncConnection, table: Table, values: Mapping[str, Any]) -> bool:
     """False when a row with one of its keys was there already; nothing changes then."""
-    kind = sqlite if connection.dialect.name == "sqlite" else postgresql
-    statement = kind.insert(table).values(**values).on_conflict_do_nothing()
+    # The other database's dialect and driver are not loaded.
+    dialect = importlib.import_module(f"sqlalchemy.dialects.{connection.dialect.name}")
+    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
     return (await connection.execute(statement)).rowcount == 1
 
 

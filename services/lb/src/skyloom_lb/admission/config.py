@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.wire import from_wire
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ def service_limits(name: str, data: Mapping[str, Any]) -> ServiceLimits:
     )
 
 
-def not_negative(limits: Any, where: str) -> Any:
-    for one in dataclasses.fields(limits):
+def not_negative(limits: T, where: str) -> T:
+    for one in dataclasses.fields(limits):  # type: ignore[arg-type]
         if getattr(limits, one.name) < 0:
             raise InvalidRequest(f"{where}.{one.name}: {getattr(limits, one.name):g} is below 0")
     return limits

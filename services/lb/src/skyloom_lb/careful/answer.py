@@ -11,6 +11,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from skyloom_lb.exchange import Observer, Outcome, Refusal, Reply, Resume, Route, with_retry_after
+from skyloom_lb.retries import Comeback
 from skyloom_lb.wire.headers import HOP_BY_HOP, tokens
 from skyloom_lb.wire.request import RequestHead
 from skyloom_lb.wire.response import ResponseHead
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
 
 _EVENTS = b"text/event-stream"
-_MAX_RESUMES = 20
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
 
 
@@ -38,6 +38,7 @@ class Relay:
         self._held: list[bytes] = []
         self._holding: asyncio.Task[None] | None = None
         self.begun = False
+        self.comeback = Comeback()
 
     def response(self) -> web.StreamResponse:
         assert self._stream is not None
@@ -59,6 +60,7 @@ class Relay:
         if self._observer is not None:
             if not self._observer.resumed(head):
                 return await self.broken(f"ResumeRefused: {head.status}")
+            self.comeback.answered()
         elif self.begun and head.status >= 300:
             words = f"The endpoint answered with status {head.status}."
             await self._end_badly("Status", Refusal(502, "endpoint_error", words))
@@ -119,20 +121,23 @@ class Relay:
         if observer is not None:
             last = observer.end(self._outcome)
             if isinstance(last, Resume):
-                return self._resume(last)
+                if self.comeback.may_go_on(time.monotonic()):
+                    return self._resume(last)
+                await self._end_badly("EndedEarly", DIED)
+                return None
             if last and observer.rewrites:
                 await stream.write(last)
         await stream.write_eof()
         return None
 
     def _resume(self, resume: Resume) -> Resume:
-        self._outcome.resumes += 1
+        self._outcome.resumes = self.comeback.deaths
         return resume
 
     async def broken(self, reason: str) -> Resume | None:
         """The endpoint died in mid-answer."""
         last = self._observer.broken(reason, self._outcome) if self._observer is not None else None
-        if isinstance(last, Resume) and self._outcome.resumes < _MAX_RESUMES:
+        if isinstance(last, Resume) and self.comeback.may_go_on(time.monotonic()):
             return self._resume(last)
         if isinstance(last, bytes):
             self._outcome.error = reason

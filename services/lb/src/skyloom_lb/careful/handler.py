@@ -210,7 +210,7 @@ class Call:
             if resume is not None:
                 if set(tried) >= {one.id for one in service.eligible}:
                     tried = ()
-                    await asyncio.sleep(min(1.0, 0.02 * 2**self.outcome.resumes))
+                    await asyncio.sleep(self.relay.comeback.pause(time.monotonic()))
                 continue
             assert failed is not None
             refusal = no_answer(failed, backend.id)

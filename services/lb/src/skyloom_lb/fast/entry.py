@@ -75,7 +75,9 @@ class Entry(Outcome, ABC):
         self.service.active += 1
         assert self.principal is not None
         permit = self.balancer.front.admit(self.principal, route, self)
-        if isinstance(permit, Refusal):
+        if permit is FREE:
+            self.attempt()
+        elif isinstance(permit, Refusal):
             self.not_admitted(permit)
         elif isinstance(permit, Awaitable):
             self.phase = ADMITTING
@@ -118,7 +120,8 @@ class Entry(Outcome, ABC):
         if self.route is not None:
             self.service.active -= 1
             permit, self.permit = self.permit, FREE
-            permit.release(self)
+            if permit is not FREE:
+                permit.release(self)
 
     # --- own answers
 

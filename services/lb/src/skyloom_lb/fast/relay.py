@@ -13,7 +13,7 @@ from skyloom_lb.exchange import Refusal, Resume
 from skyloom_lb.fast.attempts import Attempts
 from skyloom_lb.fast.entry import ADMITTING, ANSWERING, CONNECTING, WAITING
 from skyloom_lb.fast.upstream import Upstream
-from skyloom_lb.retries import Failed
+from skyloom_lb.retries import Comeback, Failed
 from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
 from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
 from skyloom_lb.wire.response import ResponseHead, read_response
@@ -21,7 +21,6 @@ from skyloom_lb.wire.response import ResponseHead, read_response
 FRAMING = (b"content-length", b"transfer-encoding")
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
 TOO_LONG = Refusal(504, "timeout", "The request took longer than its service allows.")
-_MAX_RESUMES = 20
 
 
 class Exchange(Attempts):
@@ -32,6 +31,14 @@ class Exchange(Attempts):
     framed: bool = False
     left: int = 0
     reader: ChunkReader | None = None
+    _comeback: Comeback | None = None
+
+    @property
+    def comeback(self) -> Comeback:
+        """Made at the first death."""
+        if self._comeback is None:
+            self._comeback = Comeback()
+        return self._comeback
 
     def answer(self, upstream: Upstream, data: bytes) -> None:
         if upstream is self.hedge:
@@ -42,7 +49,11 @@ class Exchange(Attempts):
                 if self.route.stream:
                     self.service.stats.gaps.add(now - self.last_read)
                 self.last_read = now
-                self._body(data)
+                payload = self.reader.only(data) if self.reader is not None else None
+                if payload is None:
+                    self._body(data)
+                else:
+                    self._one_chunk(data, payload)
             else:
                 self.last_read = now
                 self._head(upstream, data)
@@ -151,6 +162,16 @@ class Exchange(Attempts):
             self.bytes_out += len(data)
             self.client.write(prefix + data)
 
+    def _one_chunk(self, data: bytes, payload: bytes) -> None:
+        """What `_body` does, for the usual read of a stream: what nobody changes is not framed anew."""
+        observer = self.observer
+        if observer is not None:
+            seen = observer.feed(payload)
+            if observer.rewrites and seen is not payload:
+                data = chunk(seen)
+        self.bytes_out += len(data)
+        self.client.write(data)
+
     def _ended(self, data: bytes) -> None:
         """The endpoint's answer is complete."""
         if self.observer is not None:
@@ -158,7 +179,9 @@ class Exchange(Attempts):
             if isinstance(last, Resume):
                 self.client.write(data)
                 self._release()
-                return self._carry_on(last, "EndedEarly")
+                if self.comeback.may_go_on(time.monotonic()):
+                    return self._carry_on(last, "EndedEarly")
+                return self._end_badly("EndedEarly", self.balancer.front.stream_error(DIED))
             if self.framed:
                 data += chunk(last)
         if self.framed:
@@ -207,7 +230,7 @@ class Exchange(Attempts):
             self.tried += (self.backend.id,)
             self.service.failed(self.backend, "EndpointDied", time.monotonic())
         last = self.observer.broken(reason, self) if self.observer is not None else None
-        if isinstance(last, Resume) and self.resumes < _MAX_RESUMES:
+        if isinstance(last, Resume) and self.comeback.may_go_on(time.monotonic()):
             return self._carry_on(last, reason)
         if isinstance(last, bytes) and self.framed:
             return self._end_badly(reason, last)
@@ -228,8 +251,8 @@ class Exchange(Attempts):
         """The answer goes on from another endpoint; the client sees one stream."""
         self.resume = resume
         self.response = None
-        self.resumes += 1
-        self.service.stats.resumes += 1
+        self.service.stats.resumes += self.comeback.deaths - self.resumes
+        self.resumes = self.comeback.deaths
         self.phase = WAITING
         self.phase_since = time.monotonic()
         if self.backend.id not in self.tried:
@@ -244,12 +267,12 @@ class Exchange(Attempts):
 
     async def _carry_on_later(self, resume: Resume, reason: str) -> None:
         """All were tried: they get a moment to come back, a longer one each time."""
-        await asyncio.sleep(min(1.0, 0.02 * 2**self.resumes))
+        await asyncio.sleep(self.comeback.pause(time.monotonic()))
         self.pending = None
         backend = self.service.pick(self.route.facts)
         if backend is not None:
             self.go_to(backend)
-        elif self.resumes < _MAX_RESUMES:
+        elif self.comeback.may_go_on(time.monotonic()):
             self._carry_on(resume, reason)
         else:
             self._end_badly(reason, self.balancer.front.stream_error(DIED))
@@ -260,7 +283,10 @@ class Exchange(Attempts):
         self.response = response
         self.answered_at = self.last_read
         self._frame(response)
-        if not self.observer.resumed(response):
+        if self.observer.resumed(response):
+            self.comeback.answered()
+            self.tried = ()
+        else:
             return self.broken(f"ResumeRefused: {response.status}")
         return self._body(data)
 

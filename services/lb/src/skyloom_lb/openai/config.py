@@ -126,7 +126,8 @@ def front_settings(data: Mapping[str, Any]) -> FrontSettings:
 
 
 def service_settings(name: str, data: Mapping[str, Any]) -> ServiceOpenAi:
-    settings = from_wire(ServiceOpenAi, dict(data), strict=True, path=f"services.{name}.openai")
+    switches = {one: _switch(data[one]) for one in ("continuation", "usage") if one in data}
+    settings = from_wire(ServiceOpenAi, {**data, **switches}, strict=True, path=f"services.{name}.openai")
     if settings.continuation not in (AUTO, ON, OFF, TOKENS):
         raise InvalidRequest(
             f"services.{name}.openai.continuation: {settings.continuation!r} is not auto, on, tokens or off"
@@ -134,6 +135,11 @@ def service_settings(name: str, data: Mapping[str, Any]) -> ServiceOpenAi:
     if settings.usage not in (AUTO, ON, OFF):
         raise InvalidRequest(f"services.{name}.openai.usage: {settings.usage!r} is not auto, on or off")
     return settings
+
+
+def _switch(value: Any) -> Any:
+    """YAML reads `on` and `off` as truth values."""
+    return {True: ON, False: OFF}[value] if isinstance(value, bool) else value
 
 
 def secret_of(settings: ServiceOpenAi, environ: Mapping[str, str] = os.environ) -> str:

@@ -157,11 +157,11 @@ def _less(kind: Kind, request: dict[str, Any], given: int) -> dict[str, Any]:
 def _continued(kind: Kind, request: dict[str, Any], so_far: SoFar, by_ids: bool) -> GoOn | Cannot:
     made = _less(kind, request, so_far.tokens)
     if by_ids and so_far.token_ids is not None and len(so_far.token_ids) == so_far.tokens:
-        prompt = so_far.prompt_ids if so_far.prompt_ids is not None else _ids(request.get("prompt"))
+        ids = so_far.prompt_ids if so_far.prompt_ids is not None else _ids(request.get("prompt"))
         # Chat answers are bounded by the context, completions by 16 tokens: only a limit of its own means the same in both.
         limited = kind is Kind.COMPLETIONS or made.get("max_tokens") or made.get("max_completion_tokens")
-        if prompt is not None and limited and not request.get("tools"):
-            return _by_ids(kind, made, prompt + so_far.token_ids, so_far.tokens)
+        if ids is not None and limited and not request.get("tools"):
+            return _by_ids(kind, made, ids + so_far.token_ids, so_far.tokens)
     if kind is Kind.CHAT:
         made["messages"] = _with_partial(request, so_far.text)
         made["continue_final_message"], made["add_generation_prompt"] = True, False

@@ -6,7 +6,6 @@ import enum
 import posixpath
 import re
 from typing import Any
-from urllib.parse import unquote_to_bytes
 
 import orjson
 
@@ -29,6 +28,7 @@ PATHS = {
 MODELS = b"/v1/models"
 DEFAULT_COMPLETION_TOKENS = 256
 """What a request is estimated to make when it does not say."""
+_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _SMALL = 16 * 1024
 _BYTES_PER_TOKEN = 4
 _FORM_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
@@ -47,7 +47,7 @@ def plain_path(path: bytes) -> bytes:
     """The path as an endpoint's server may read it: what is written in another way is not to pass as another path."""
     if b"%" not in path and b"//" not in path and b"/." not in path:
         return path
-    decoded = posixpath.normpath(unquote_to_bytes(path))
+    decoded = posixpath.normpath(_ESCAPE.sub(lambda found: bytes([int(found[1], 16)]), path))
     return b"/" + decoded.lstrip(b"/")
 
 

@@ -194,6 +194,9 @@ class StreamObserver:
 
     def _delta(self, choice: dict[str, Any]) -> tuple[str | None, bool]:
         delta = choice.get("delta") or {}
+        if len(delta) == 1 and "content" in delta:  # nearly every event
+            text = delta["content"]
+            return text, bool(text)
         if delta.get("tool_calls") or delta.get("function_call"):
             self._so_far.obstacle = "a tool call has begun"
         elif delta.get("refusal"):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _PRIVATE = (*_KEY_HEADERS, b"host", b"cookie", b"accept-encoding", b"openai-organization", b"openai-project")
-_GENERATES = frozenset((Kind.CHAT, Kind.COMPLETIONS, Kind.EMBEDDINGS))
+_GENERATES = (Kind.CHAT, Kind.COMPLETIONS, Kind.EMBEDDINGS)
 
 
 class ApiService:

@@ -11,6 +11,7 @@ import re
 from skyloom_lb.wire.headers import BadMessage
 
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?\Z")
+_PLAIN_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})\r\n")
 _MAX_LINE = 1024
 _MAX_TRAILERS = 8 * 1024
 _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
@@ -38,6 +39,18 @@ class ChunkReader:
     def between(self) -> bool:
         """Whether the last byte fed ended a chunk: something of ours can be put here."""
         return self._state == _SIZE and not self._line
+
+    def only(self, data: bytes) -> bytes | None:
+        """The payload when `data` is exactly one more chunk, as events of streams come; else None, and nothing was fed."""
+        if self._state != _SIZE or self._line:
+            return None
+        found = _PLAIN_SIZE.match(data)
+        if found is None:
+            return None
+        size, at = int(found[1], 16), found.end()
+        if not size or len(data) != at + size + 2 or not data.endswith(b"\r\n"):
+            return None
+        return data[at:-2]
 
     def feed(self, data: bytes, payload: list[bytes] | None = None) -> int:
         at, size = 0, len(data)

@@ -97,6 +97,12 @@ def look_at(line: bytes, handled: frozenset[bytes], seen: Seen) -> tuple[bytes, 
 H = TypeVar("H", bound=Head)
 
 
+def copied(head: H) -> H:
+    made = type(head)()
+    made.__dict__.update(head.__dict__)
+    return made
+
+
 class Memory(Generic[H]):
     """The last head of one peer. The next one mostly is the same but for the length of its body: then it was read already.
 
@@ -118,7 +124,8 @@ class Memory(Generic[H]):
             at = raw.index(name) + len(name)
             end = raw.index(b"\r\n", at)
         head._onward = {}
-        self._head, self._before, self._after = head, raw[:at], raw[end:]
+        self._head = copied(head)  # who got `head` may change it
+        self._before, self._after = raw[:at], raw[end:]
         self._start = raw.index(b"\r\n")
 
     def recall(self, raw: bytes) -> H | None:
@@ -133,8 +140,7 @@ class Memory(Generic[H]):
                 return None
         elif digits:
             return None
-        head = type(known)()
-        head.__dict__.update(known.__dict__)
+        head = copied(known)
         head._headers = None
         head.block = raw[self._start : -2]
         if known.length_name:

@@ -6,6 +6,7 @@ fits, as much as possible is placed first (by priority), then cost is minimised.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +17,17 @@ from numpy.typing import NDArray
 from skyloom_optimizer.solvers.schedule import missing_solver
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 _COST_STEPS = 10_000_000
 _LIMIT_STEPS = 1000
 _WORKERS = 2
 _MOST_OPTIONS = 6_000
-_CORE = 8
+_CORE = 6
+_MOVES = 3
+_EXCHANGES = 200
+_FREE = 120
+_WAITING = 12
 
 
 @dataclass(frozen=True)
@@ -62,24 +68,32 @@ def solve(kinds: Sequence[Kind], limits: Sequence[Limit], max_gap: float, second
     if greedy is not None:
         return greedy
     cp = _cp_model()
-    left = {kind.priority: 0 for kind in kinds}
-    found = _place(cp, kinds, limits, left, max_gap, 0.4 * seconds)
+    found = _place(cp, kinds, limits, {kind.priority: 0 for kind in kinds}, max_gap, 0.4 * seconds)
     if found is not None and not any(found.unplaced):
         return found
-    left = _least_left(kinds, limits)
-    second = _place(cp, kinds, limits, left, max_gap, 0.4 * seconds)
-    if second is not None and _left_by_priority(kinds, second.unplaced) == left:
-        return second
-    best = second or _nothing(kinds, limits)
-    fewest = _fewest_left(cp, kinds, limits, best, 0.1 * seconds)
-    third = _place(cp, kinds, limits, fewest, max_gap, 0.2 * seconds)
-    return min([item for item in (second, third) if item], key=lambda item: _rank(kinds, item), default=best)
+    least = _least_left(kinds, limits)
+    best = _place(cp, kinds, limits, least, max_gap, 0.5 * seconds) or _nothing(kinds, limits)
+    if _left_by_priority(kinds, best.unplaced) == least:
+        return best
+    core = _core(kinds, limits, _relax(kinds, limits, least), best)[:3]
+    left = _fewest_left(cp, *core, least, 0.2 * seconds)
+    second = _place(cp, kinds, limits, left, max_gap, 0.3 * seconds, best)
+    found = min([item for item in (second, best) if item], key=lambda item: _rank(kinds, item))
+    return found if found is second else _bounded(kinds, limits, found)
+
+
+def _bounded(kinds: Sequence[Kind], limits: Sequence[Limit], found: Fleet) -> Fleet:
+    """With the bound for as many copies as it places."""
+    relaxed = _relax(kinds, limits, _left_by_priority(kinds, found.unplaced))
+    bound = 0.0 if relaxed is None else min(relaxed.bound, found.value)
+    return dataclasses.replace(found, bound=bound)
 
 
 def _rank(kinds: Sequence[Kind], found: Fleet) -> tuple[list[int], float]:
     """Fewest left over of the highest priority first, then cost."""
     left = _left_by_priority(kinds, found.unplaced)
-    return [left[priority] for priority in sorted(left, reverse=True)], found.value
+    # Rounded, so that the order of additions decides nothing.
+    return [left[priority] for priority in sorted(left, reverse=True)], float(f"{found.value:.10g}")
 
 
 def _nothing(kinds: Sequence[Kind], limits: Sequence[Limit]) -> Fleet:
@@ -95,47 +109,113 @@ def _place(
     left: Mapping[int, int],
     max_gap: float,
     seconds: float,
+    known: Fleet | None = None,
 ) -> Fleet | None:
-    """The relaxation, rounded, where that is good enough; else the search, and the rounded one where that finds nothing."""
+    """The relaxation, rounded, where that is good enough; else the search, and the rounded one where that finds nothing.
+
+    `known`: an answer that may leave over just as much.
+    """
     relaxed = _relax(kinds, limits, left)
     if relaxed is None:
         return None
     rounded = _round(kinds, limits, relaxed)
+    if known is not None and _left_by_priority(kinds, known.unplaced) == left:
+        mine = dataclasses.replace(known, bound=min(relaxed.bound, known.value), prices=relaxed.prices)
+        rounded = min([mine, *([rounded] if rounded else [])], key=lambda item: _rank(kinds, item))
     complete = rounded is not None and _left_by_priority(kinds, rounded.unplaced) == left
     if rounded is not None and complete and rounded.value <= rounded.bound * (1 + max_gap) + 1e-9:
         return rounded
-    start = rounded if complete else None
-    if sum(len(kind.costs) for kind in kinds) <= _MOST_OPTIONS:
-        return _whole(cp, kinds, limits, left, relaxed, start, max_gap, seconds) or rounded
-    return _in_core(cp, kinds, limits, left, relaxed, start, max_gap, seconds) or rounded
+    near = _near(cp, kinds, limits, left, relaxed, max_gap, 0.7 * seconds)
+    if near is not None and near.value <= near.bound * (1 + max_gap) + 1e-9:
+        return near
+    start = min([item for item in (near, rounded if complete else None) if item], key=_value, default=None)
+    small, few, hint, kept = _core(kinds, limits, relaxed, start)
+    counts = [amounts[row] for amounts, row in zip(relaxed.counts, kept, strict=True)]
+    less = _Relaxation(relaxed.bound, counts, relaxed.prices)
+    whole = all(len(row) == len(kind.costs) for row, kind in zip(kept, kinds, strict=True))
+    found = _whole(cp, small, few, left, less, hint, max_gap, seconds)
+    if found is None or (start is not None and found.value > start.value):
+        return start or rounded
+    bound = found.bound if whole else min(relaxed.bound, found.value)
+    return dataclasses.replace(found, counts=_unfolded(kinds, kept, found.counts), bound=bound)
 
 
-def _in_core(
+def _value(found: Fleet) -> float:
+    return found.value
+
+
+def _near(
     cp: Any,
     kinds: Sequence[Kind],
     limits: Sequence[Limit],
     left: Mapping[int, int],
     relaxed: _Relaxation,
-    start: Fleet | None,
     max_gap: float,
     seconds: float,
 ) -> Fleet | None:
-    """Only the options that cost least with limits at their prices are searched; the bound is that of the whole relaxation."""
+    """Keeps what the relaxation decides clearly and searches the rest: kinds that it splits, and those that hardly mind."""
+    if len(kinds) <= _FREE:
+        return None
     priced = _priced(kinds, limits, relaxed)
-    kept = [
-        np.union1d(np.argsort(cost, kind="stable")[:_CORE], np.flatnonzero(amounts > 1e-9))
-        for cost, amounts in zip(priced, relaxed.counts, strict=True)
+    split = [bool(np.abs(row - np.round(row)).max(initial=0.0) > 1e-6) for row in relaxed.counts]
+    regret = [
+        float(np.diff(np.sort(cost)[:2])[0]) / max(float(cost.min()), 1e-9) if len(cost) > 1 else np.inf
+        for cost in priced
     ]
-    if start is not None:
-        kept = [np.union1d(k, np.flatnonzero(row)) for k, row in zip(kept, start.counts, strict=True)]
+    order = sorted(range(len(kinds)), key=lambda k: (not split[k], regret[k], k))
+    free, fixed = sorted(order[:_FREE]), order[_FREE:]
+    if any(split[k] for k in fixed):
+        return None
+    counts = [np.round(row).astype(int) for row in relaxed.counts]
+    decided = frozenset(fixed)
+    room = [
+        limit.most - sum(counts[k][o] * amount for k, o, amount in limit.uses if k in decided)
+        for limit in limits
+    ]
+    rest = dict(left)
+    for k in fixed:
+        rest[kinds[k].priority] -= kinds[k].count - int(counts[k].sum())
+    if min(rest.values()) < 0 or min(room, default=0.0) < -1e-6:
+        return None
+    number = {k: position for position, k in enumerate(free)}
+    few = [
+        Limit(max(most, 0.0), tuple((number[k], o, a) for k, o, a in limit.uses if k in number))
+        for most, limit in zip(room, limits, strict=True)
+    ]
+    paid = sum(float(np.dot(counts[k], kinds[k].costs)) for k in fixed)
+    less = _Relaxation(max(relaxed.bound - paid, 0.0), [relaxed.counts[k] for k in free], relaxed.prices)
+    goal = max_gap * relaxed.bound / max(less.bound, 1e-9) / 2
+    found = _whole(cp, [kinds[k] for k in free], few, rest, less, None, min(goal, 0.5), seconds)
+    if found is None:
+        return None
+    for k, row in zip(free, found.counts, strict=True):
+        counts[k] = np.array(row)
+    value = found.value + paid
+    whole = tuple(tuple(int(count) for count in row) for row in counts)
+    over = tuple(kind.count - sum(row) for kind, row in zip(kinds, whole, strict=True))
+    return Fleet(whole, over, value, min(relaxed.bound, value), relaxed.prices, found.method)
+
+
+def _core(
+    kinds: Sequence[Kind], limits: Sequence[Limit], relaxed: _Relaxation | None, start: Fleet | None
+) -> tuple[list[Kind], list[Limit], Fleet | None, list[Ints]]:
+    """Of large problems only the options that cost least with limits at their prices; a bound is then that of the relaxation.
+
+    Kinds, limits and a known answer on those options, and which they are.
+    """
+    kept = [np.arange(len(kind.costs)) for kind in kinds]
+    if relaxed is None or sum(len(kind.costs) for kind in kinds) <= _MOST_OPTIONS:
+        return list(kinds), list(limits), start, kept
+    for k, (cost, amounts) in enumerate(zip(_priced(kinds, limits, relaxed), relaxed.counts, strict=True)):
+        kept[k] = np.union1d(np.argsort(cost, kind="stable")[:_CORE], np.flatnonzero(amounts > 1e-9))
+        if start is not None:
+            kept[k] = np.union1d(kept[k], np.flatnonzero(start.counts[k]))
     number = [{int(option): position for position, option in enumerate(row)} for row in kept]
     small = [
-        Kind(
-            kind.count,
-            kind.costs[row],
-            kind.priority,
-            tuple(tuple(new[o] for o in place if o in new) for place in kind.places),
-            kind.min_places,
+        dataclasses.replace(
+            kind,
+            costs=kind.costs[row],
+            places=tuple(tuple(new[o] for o in place if o in new) for place in kind.places),
         )
         for kind, row, new in zip(kinds, kept, number, strict=True)
     ]
@@ -143,24 +223,23 @@ def _in_core(
         Limit(limit.most, tuple((k, number[k][o], amount) for k, o, amount in limit.uses if o in number[k]))
         for limit in limits
     ]
-    less = _Relaxation(
-        relaxed.bound, [a[row] for a, row in zip(relaxed.counts, kept, strict=True)], relaxed.prices
-    )
-    hint = None
     if start is not None:
-        rows = (np.array(row)[k] for row, k in zip(start.counts, kept, strict=True))
-        counts = tuple(tuple(int(count) for count in row) for row in rows)
-        hint = Fleet(counts, start.unplaced, start.value, start.bound, start.prices, start.method)
-    found = _whole(cp, small, few, left, less, hint, max_gap, seconds)
-    if found is None:
-        return None
-    whole = []
-    for kind, row, counts_of in zip(kinds, kept, found.counts, strict=True):
-        spread = np.zeros(len(kind.costs), dtype=int)
-        spread[row] = counts_of
-        whole.append(tuple(int(count) for count in spread))
-    bound = min(relaxed.bound, found.value)
-    return Fleet(tuple(whole), found.unplaced, found.value, bound, found.prices, found.method)
+        counts = tuple(tuple(row[o] for o in kept[k].tolist()) for k, row in enumerate(start.counts))
+        start = dataclasses.replace(start, counts=counts)
+    return small, few, start, kept
+
+
+def _unfolded(
+    kinds: Sequence[Kind], kept: Sequence[Ints], counts: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Counts of all options from those of the core."""
+    found = []
+    for kind, row, own in zip(kinds, kept, counts, strict=True):
+        spread = [0] * len(kind.costs)
+        for option, count in zip(row.tolist(), own, strict=True):
+            spread[option] = count
+        found.append(tuple(spread))
+    return tuple(found)
 
 
 def _priced(kinds: Sequence[Kind], limits: Sequence[Limit], relaxed: _Relaxation) -> list[Floats]:
@@ -189,26 +268,108 @@ def _round(kinds: Sequence[Kind], limits: Sequence[Limit], relaxed: _Relaxation)
         for k, o, amount in limit.uses:
             uses[k][o].append((number, amount))
     priced = _priced(kinds, limits, relaxed)
-    room = np.array([limit.most for limit in limits], dtype=np.float64)
     counts = [np.floor(amounts + 1e-7).astype(int) for amounts in relaxed.counts]
-    for k, row in enumerate(counts):
-        for o in np.flatnonzero(row).tolist():
-            for number, amount in uses[k][o]:
-                room[number] -= amount * row[o]
+    room = np.array([limit.most for limit in limits], dtype=np.float64)
+    for number, limit in enumerate(limits):
+        room[number] -= sum(counts[k][o] * amount for k, o, amount in limit.uses if counts[k][o])
     left = [kind.count - int(row.sum()) for kind, row in zip(kinds, counts, strict=True)]
     for k in sorted(range(len(kinds)), key=lambda k: -kinds[k].priority):
-        for o in np.argsort(priced[k], kind="stable").tolist():
-            while left[k] and all(room[number] >= amount - 1e-9 for number, amount in uses[k][o]):
+        for o in np.argsort(priced[k], kind="stable").tolist() if left[k] else ():
+            while left[k] and _moves((), uses[k][o], room):
                 counts[k][o] += 1
                 left[k] -= 1
-                for number, amount in uses[k][o]:
-                    room[number] -= amount
     if (room < -1e-6).any():
         return None
+    for _ in range(_MOVES):
+        swapped = any(left) and _exchange(kinds, counts, left, uses, room)
+        if not _improve(kinds, counts, uses, room) and not swapped:
+            break
     value = sum(float(np.dot(row, kind.costs)) for row, kind in zip(counts, kinds, strict=True))
     whole = tuple(tuple(int(number) for number in row) for row in counts)
     bound = min(relaxed.bound, value)
     return Fleet(whole, tuple(left), value, bound, relaxed.prices, "linear relaxation, rounded")
+
+
+def _improve(
+    kinds: Sequence[Kind],
+    counts: Sequence[NDArray[Any]],
+    uses: Sequence[Sequence[Sequence[tuple[int, float]]]],
+    room: Floats,
+) -> bool:
+    """Moves copies to cheaper options where there is room; whether anything moved. Changes `counts` and `room`."""
+    moved = False
+    for k, row in enumerate(counts):
+        order = np.argsort(kinds[k].costs, kind="stable").tolist()
+        for old in np.flatnonzero(row).tolist():
+            for new in order[: order.index(old)]:
+                while row[old] and _moves(uses[k][old], uses[k][new], room):
+                    row[old] -= 1
+                    row[new] += 1
+                    moved = True
+    return moved
+
+
+def _exchange(
+    kinds: Sequence[Kind],
+    counts: Sequence[NDArray[Any]],
+    left: list[int],
+    uses: Sequence[Sequence[Sequence[tuple[int, float]]]],
+    room: Floats,
+) -> bool:
+    """Leaves a dear copy over where more copies, or a cheaper one of equal priority, fit in its place."""
+    placed = [
+        (float(kinds[k].costs[o]), k, int(o)) for k, row in enumerate(counts) for o in np.flatnonzero(row)
+    ]
+    moved = False
+    for cost, k, old in sorted(placed, reverse=True)[:_EXCHANGES]:
+        waiting = [
+            w for w in range(len(kinds)) if left[w] and w != k and kinds[w].priority >= kinds[k].priority
+        ]
+        waiting.sort(key=lambda w: float(kinds[w].costs.min()))
+        for number, amount in uses[k][old]:
+            room[number] += amount
+        put = _fill(kinds, waiting[:_WAITING], left, uses, room)
+        if len(put) > 1 or (put and float(kinds[put[0][0]].costs[put[0][1]]) < cost - 1e-9):
+            counts[k][old] -= 1
+            left[k] += 1
+            for other, option in put:
+                counts[other][option] += 1
+                left[other] -= 1
+            moved = True
+            continue
+        for other, option in put:
+            for number, amount in uses[other][option]:
+                room[number] += amount
+        for number, amount in uses[k][old]:
+            room[number] -= amount
+    return moved
+
+
+def _fill(
+    kinds: Sequence[Kind],
+    waiting: Sequence[int],
+    left: Sequence[int],
+    uses: Sequence[Sequence[Sequence[tuple[int, float]]]],
+    room: Floats,
+) -> list[tuple[int, int]]:
+    """One copy of each waiting kind where there is room; takes the room."""
+    put = []
+    for other in waiting:
+        for option in np.argsort(kinds[other].costs, kind="stable").tolist():
+            if left[other] and _moves((), uses[other][option], room):
+                put.append((other, option))
+                break
+    return put
+
+
+def _moves(old: Sequence[tuple[int, float]], new: Sequence[tuple[int, float]], room: Floats) -> bool:
+    """Whether one copy fits into the new option when it leaves the old one; then `room` is changed."""
+    for number, amount in old:
+        room[number] += amount
+    fits = all(room[number] >= amount - 1e-9 for number, amount in new)
+    for number, amount in new if fits else old:
+        room[number] -= amount
+    return fits
 
 
 def _least_left(kinds: Sequence[Kind], limits: Sequence[Limit]) -> dict[int, int]:
@@ -410,9 +571,15 @@ def _rounded(amounts: Floats) -> list[int]:
 
 
 def _fewest_left(
-    cp: Any, kinds: Sequence[Kind], limits: Sequence[Limit], start: Fleet, seconds: float
+    cp: Any,
+    kinds: Sequence[Kind],
+    limits: Sequence[Limit],
+    start: Fleet | None,
+    least: Mapping[int, int],
+    seconds: float,
 ) -> dict[int, int]:
     """How many of each priority cannot be placed: fewest of the highest first. `start`: an answer that is known."""
+    assert start is not None
     priorities = sorted({kind.priority for kind in kinds}, reverse=True)
     found = _left_by_priority(kinds, start.unplaced)
     for priority in priorities:
@@ -429,6 +596,8 @@ def _fewest_left(
         for other in priorities:
             if other > priority:
                 built.model.Add(sums[other] == found[other])
+        if priority == priorities[0]:
+            built.model.Add(sums[priority] >= least[priority])
         built.model.Minimize(sums[priority])
         solver, status = built.solve(0.0, seconds / len(priorities))
         if status not in (cp.OPTIMAL, cp.FEASIBLE):
