@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import signal
 import socket
 import time
@@ -22,7 +23,7 @@ def _unfinished(stack: Stack) -> list[dict[str, object]]:
 
 
 def _agents(stack: Stack) -> list[psutil.Process]:
-    return [one for one in stack.processes() if any("--config" in part for part in one.cmdline())]
+    return stack.agents()
 
 
 @pytest.mark.parametrize("after", [0.0, 0.05, 0.15, 0.3, 0.5, 0.8, 1.2])
@@ -97,6 +98,16 @@ def test_a_killed_agent_comes_back_and_the_job_goes_on(stack: Stack) -> None:
     job = stack.jobs("a")[0]
     assert (job["status"], job["failure"]["exit_code"]) == ("FAILED", 4)
     wait_until(lambda: stack.cluster("a")["status"] == "UP", what="the cluster is healthy again")
+
+
+def test_a_node_whose_directory_was_removed_leaves_no_process(stack: Stack) -> None:
+    stack.sky("launch", "-y", "-c", "gone", "true")
+    assert len(_agents(stack)) == 1
+    shutil.rmtree(stack.node_dirs()[0])
+    stack.sky("exec", "gone", "true", code=None)
+    stack.sky("down", "-y", "gone", code=None)
+    wait_until(lambda: not _agents(stack), seconds=15, what="its agent is gone too")
+    assert stack.json("status") == []
 
 
 def test_redis_is_killed_and_nothing_is_lost(stack: Stack) -> None:

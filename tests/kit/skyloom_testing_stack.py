@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -109,6 +110,15 @@ class Stack:
         for process in psutil.process_iter():
             if process.pid != os.getpid() and _belongs(process, str(self.home)):
                 found.append(process)
+        return found
+
+    def agents(self) -> list[psutil.Process]:
+        """Those that end while we look do not count."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any("--config" in part for part in process.cmdline()):
+                    found.append(process)
         return found
 
     def node_dirs(self) -> list[Path]:
