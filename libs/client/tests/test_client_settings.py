@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import stat
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -80,6 +83,28 @@ def test_a_dead_stack_does_not_count(home: Path) -> None:
     (home / "skyloom" / "api.json").write_text('{"url": "http://127.0.0.1:1", "pid": 1}')
     assert stack.address() is not None
     assert stack.running() is None
+
+
+def test_whoever_took_a_dead_stacks_port_gets_no_token(home: Path) -> None:
+    """After kill -9 api.json stays; its port may be another's stack now, its process number another process."""
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    me = os.getpid()
+    began = (
+        Path(f"/proc/{me}/stat").read_text().rpartition(")")[2].split()[19]
+        if Path("/proc").is_dir()
+        else None
+    )
+    (home / "skyloom" / "token").write_text("sky_ours")
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
+        for pid, started, ours in ((ended.pid, None, False), (me, "1", began is None), (me, began, True)):
+            word = {"url": url, "pid": pid, "process_started": started}
+            (home / "skyloom" / "api.json").write_text(json.dumps(word))
+            address = stack.address()
+            assert address is not None
+            assert address.token == ("sky_ours" if ours else None)
+            assert (stack.running() is not None) == ours
 
 
 def test_autostart_can_be_forbidden(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,35 @@ def state() -> dict[str, Any] | None:
 
 
 def address() -> ServerAddress | None:
-    """Where the local stack listens according to its own word."""
+    """Where the local stack listens according to its own word; the token only while the process that wrote it lives.
+
+    After a sudden death somebody else may listen there, and would be handed the token.
+    """
     found = state()
     if found is None:
         return None
-    return ServerAddress(str(found["url"]), _token(found), "local stack", local=True)
+    token = _token(found) if _lives(found) else None
+    return ServerAddress(str(found["url"]), token, "local stack", local=True)
+
+
+def _lives(found: dict[str, Any]) -> bool:
+    """Whether the process that wrote the file runs, and not another one that has its number now."""
+    try:
+        pid = int(found.get("pid") or 0)
+    except (TypeError, ValueError):
+        return False
+    if pid <= 0 or not _alive(pid):
+        return False
+    began = found.get("process_started")
+    return began is None or _process_started(pid) in (None, began)
+
+
+def _process_started(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return None
 
 
 def _token(found: dict[str, Any]) -> str | None:
@@ -58,8 +82,9 @@ def probe(server: ServerAddress) -> bool:
 
 
 def running() -> ServerAddress | None:
-    found = address()
-    return found if found is not None and probe(found) else None
+    found = state()
+    server = address()
+    return server if found and server is not None and _lives(found) and probe(server) else None
 
 
 def ensure_started() -> ServerAddress:
