@@ -100,6 +100,8 @@ class Transport:
             repeatable = False
         for attempt in range(1, attempts + 1):
             last = attempt == attempts or not repeatable
+            if self._lacks_token:
+                self.relocate()
             try:
                 response = self._send(method, target, self._headers(key, body, headers), body, timeout)
             except TimeoutError as error:
@@ -112,9 +114,15 @@ class Transport:
             else:
                 if response.status < 300:
                     return response
-                if last or response.status not in RETRY_STATUS:
+                if response.status == 401 and self._lacks_token:
+                    # A local stack that starts again answers a moment before it says that it is there.
+                    response.close()
+                    if attempt == attempts:
+                        raise _unreachable(self.shown, "it is starting")
+                elif last or response.status not in RETRY_STATUS:
                     raise self._error(response)
-                response.close()
+                else:
+                    response.close()
             self._sleep(min(2.0, 0.1 * 2 ** (attempt - 1)))
             self.relocate()
         raise AssertionError("unreachable")
@@ -134,6 +142,11 @@ class Transport:
             if (endpoint.rstrip("/"), token) != (self.endpoint, self._token):
                 self.close()
                 self._set(endpoint, token)
+
+    @property
+    def _lacks_token(self) -> bool:
+        """The local stack's process was dead when it was last looked for, so that nobody was to get its token."""
+        return self._locate is not None and self._token is None
 
     def close(self) -> None:
         while self._idle:
