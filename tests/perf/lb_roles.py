@@ -1,6 +1,6 @@
-"""Processes that the load balancer's bench starts: a bare aiohttp proxy to compare with, a stream server, a stream client.
+"""Processes that the load balancer's bench starts: bare aiohttp loops to compare with, a stream server, a stream client.
 
-`python lb_roles.py bare PORT TARGET...` · `stream PORT SECONDS` · `watch URL-PORT STREAMS SECONDS` (prints a JSON line).
+`python lb_roles.py bare|lean PORT TARGET...` · `stream PORT SECONDS` · `watch URL-PORT STREAMS SECONDS` (prints a JSON line).
 """
 
 from __future__ import annotations
@@ -13,13 +13,50 @@ import time
 from typing import Any
 
 from aiohttp import ClientSession, TCPConnector, web
+from multidict import CIMultiDict
 
 CHUNKS_PER_SECOND = 20
 PAD = b"x" * 120
 
 
+HOP_BY_HOP = {
+    "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding", "upgrade",
+    "host", "content-length",
+}  # fmt: skip
+
+
+def kept(headers: Any) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in HOP_BY_HOP]
+
+
 async def bare(port: int, targets: list[str]) -> None:
-    """The least that can be called a proxy on aiohttp: no keys, no counts, no retries, no time-outs."""
+    """What one writes first: aiohttp's server and client in a loop, headers and body passed on as they come.
+
+    No keys, no counts, no model names, no retries, no time-outs of its own.
+    """
+    turn = itertools.cycle(targets)
+    session = ClientSession(connector=TCPConnector(limit=0), auto_decompress=False)
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        url, body = next(turn) + request.path_qs, await request.read()
+        async with session.request(
+            request.method, url, headers=kept(request.headers), data=body, allow_redirects=False
+        ) as answer:
+            response = web.StreamResponse(status=answer.status, headers=CIMultiDict(kept(answer.headers)))
+            response.content_length = answer.content_length
+            await response.prepare(request)
+            async for part in answer.content.iter_any():
+                await response.write(part)
+            await response.write_eof()
+            return response
+
+    app = web.Application(client_max_size=1 << 30)
+    app.router.add_route("*", "/{path:.*}", handle)
+    await serve(web.AppRunner(app, access_log=None), port)
+
+
+async def lean(port: int, targets: list[str]) -> None:
+    """Less than a proxy: whole bodies only and no headers passed on, aiohttp's low-level server."""
     turn = itertools.cycle(targets)
     session = ClientSession(connector=TCPConnector(limit=0))
 
@@ -30,7 +67,10 @@ async def bare(port: int, targets: list[str]) -> None:
                 status=answer.status, body=await answer.read(), content_type="application/json"
             )
 
-    runner = web.ServerRunner(web.Server(handle, access_log=None))
+    await serve(web.ServerRunner(web.Server(handle, access_log=None)), port)
+
+
+async def serve(runner: web.BaseRunner[Any], port: int) -> None:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
     await asyncio.Event().wait()
@@ -124,8 +164,8 @@ async def watch(port: int, streams: int, seconds: float) -> None:
 
 if __name__ == "__main__":
     role, *given = sys.argv[1:]
-    if role == "bare":
-        asyncio.run(bare(int(given[0]), given[1:]))
+    if role in ("bare", "lean"):
+        asyncio.run((bare if role == "bare" else lean)(int(given[0]), given[1:]))
     elif role == "stream":
         asyncio.run(stream(int(given[0]), float(given[1])))
     else:

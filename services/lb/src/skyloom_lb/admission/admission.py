@@ -154,6 +154,11 @@ class Admission:
 
     # --- one request
 
+    def is_open(self, service: Sleeper, key: Taken) -> bool:
+        """Whether `admit` would let a request in without counting it: somebody is awake, and nothing is limited."""
+        taken = self._services.get(service.name)
+        return taken is None or not (key.limits.any or taken.limits.any or not service.eligible)
+
     def admit(
         self, service: Sleeper, key: Taken, priority: int, estimate: float, client: ClientStream | None,
         has_fallback: bool = False,
@@ -166,7 +171,7 @@ class Admission:
         asleep = not service.eligible
         if asleep:
             self._want(service.name)
-        if not asleep and not key.limits.any and not taken.limits.any:
+        elif self.is_open(service, key):
             return FREE
         hold = asleep and settings.hold_seconds > 0 and not has_fallback
         known = self._rates_now(key, taken, estimate)

@@ -1,1 +1,1 @@
-"""The careful lane: everything that is not ordinary, on aiohttp's server and client, with the same front and services."""
+"""The careful lane: everything that is not ordinary, as exchanges of the fast lane whose bodies are streamed, and as tunnels."""

@@ -176,6 +176,7 @@ class Attempts(Entry):
                 upstream.close()
                 self.service.abandoned(upstream.pool.backend)
         self.upstream = self.hedge = None
+        self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
 
     # --- hedging
 

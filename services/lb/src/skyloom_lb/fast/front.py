@@ -109,12 +109,11 @@ class FrontConnection(asyncio.Protocol):
         try:
             if end < 4 or end > MAX_HEAD:
                 return self._incomplete(data)
-            head = read_request(data[:end], self._memory)
+            head, length = read_request(data[:end], self._memory)
         except BadMessage as bad:
             return self._refuse(
                 Refusal(400, "bad_request", f"This is not a request that can be served: {bad.reason}.")
             )
-        length = head.length or 0
         if head.odd or length > self.balancer.settings.fast_body:
             return self._hand_over(head, data)
         total = end + length

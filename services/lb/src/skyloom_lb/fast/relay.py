@@ -30,6 +30,8 @@ class Exchange(Attempts):
     last_read: float = 0.0
     framed: bool = False
     left: int = 0
+    reusable: bool = True
+    """The endpoint's connection, after this answer."""
     reader: ChunkReader | None = None
     _comeback: Comeback | None = None
 
@@ -74,9 +76,9 @@ class Exchange(Attempts):
                     raise BadMessage("the answer is not HTTP")
                 self.buffer = data
                 return None
-            response = read_response(data[:end], self.head.method, upstream.pool.heads)
+            response, length = read_response(data[:end], self.head.method, upstream.pool.heads)
             if response.status >= 200:
-                return self._begin(response, data[end:])
+                return self._begin(response, length, data[end:])
             if response.status == 101:
                 raise BadMessage("an upgrade that nobody asked for")
             if response.status != 100 and not self.committed:
@@ -86,11 +88,11 @@ class Exchange(Attempts):
                 self.buffer = b""
                 return None
 
-    def _begin(self, response: ResponseHead, data: bytes) -> None:
+    def _begin(self, response: ResponseHead, length: int | None, data: bytes) -> None:
         if self.hedge is not None:
             self.drop_hedge()
         if self.resume is not None:
-            return self._resumed(response, data)
+            return self._resumed(response, length, data)
         status = response.status
         retried = status in self.service.settings.retries.statuses
         if (retried or (status == 429 and self.route.fallback is not None)) and self._elsewhere(response):
@@ -102,21 +104,24 @@ class Exchange(Attempts):
             return self._held_stream_failed(status)
         if self.route.observe and status < 300:
             self.observer = self.balancer.front.observer(self.route, response, self)
-        self._frame(response)
+        self._frame(response, length)
         prefix = b""
         if not self.committed:
             self.status = status
             prefix = self._client_head(response)
+        if self.left and self.left == len(data) and self.reader is None and not self.framed:
+            return self._whole(prefix, data)
         if self.client.write_paused and self.upstream is not None:
             self.upstream.pause()
         return self._body(data, prefix)
 
-    def _frame(self, response: ResponseHead) -> None:
+    def _frame(self, response: ResponseHead, length: int | None) -> None:
         self.reader = ChunkReader() if response.chunked else None
-        self.left = response.length or 0
+        self.reusable = response.keep_alive
+        self.left = length or 0
         if not self.framed:
             rewrites = self.observer is not None and self.observer.rewrites
-            self.framed = self.committed or response.until_close or (rewrites and response.length != 0)
+            self.framed = self.committed or response.until_close or (rewrites and length != 0)
 
     def _client_head(self, response: ResponseHead) -> bytes:
         tail = b"x-request-id: %b\r\n" % self.request_id
@@ -146,7 +151,7 @@ class Exchange(Attempts):
             self.left -= end
             over = self.left == 0
         if end < len(data):
-            response.keep_alive = False  # more than an answer: this connection is not to be trusted again
+            self.reusable = False  # more than an answer: this connection is not to be trusted again
             data = data[:end]
         if payload is not None:
             # Chunk by chunk: two events that came in one read must not reach the client as one.
@@ -161,6 +166,13 @@ class Exchange(Attempts):
         elif prefix or data:
             self.bytes_out += len(data)
             self.client.write(prefix + data)
+
+    def _whole(self, head: bytes, body: bytes) -> None:
+        """What `_body` does, for the usual answer: its length is known, all of it is here, and nobody rewrites it."""
+        self.left = 0
+        if self.observer is not None:
+            self.observer.feed(body)
+        self._ended(head + body)
 
     def _one_chunk(self, data: bytes, payload: bytes) -> None:
         """What `_body` does, for the usual read of a stream: what nobody changes is not framed anew."""
@@ -198,7 +210,7 @@ class Exchange(Attempts):
         upstream, self.upstream = self.upstream, None
         response = self.response
         if upstream is not None and response is not None:
-            upstream.release(response.keep_alive)
+            upstream.release(self.reusable)
             waited = self.answered_at - upstream.sent_at
             self.service.finished(self.backend, response.status, waited, self.last_read)
 
@@ -277,12 +289,12 @@ class Exchange(Attempts):
         else:
             self._end_badly(reason, self.balancer.front.stream_error(DIED))
 
-    def _resumed(self, response: ResponseHead, data: bytes) -> None:
+    def _resumed(self, response: ResponseHead, length: int | None, data: bytes) -> None:
         assert self.observer is not None
         self.phase = ANSWERING
         self.response = response
         self.answered_at = self.last_read
-        self._frame(response)
+        self._frame(response, length)
         if self.observer.resumed(response):
             self.comeback.answered()
             self.tried = ()
@@ -292,8 +304,7 @@ class Exchange(Attempts):
 
     def _held_stream_failed(self, status: int) -> None:
         self.framed = True
-        assert self.response is not None
-        self.response.keep_alive = False
+        self.reusable = False
         self._release()
         words = f"The endpoint answered with status {status}."
         self._end_badly("Status", self.balancer.front.stream_error(Refusal(502, "endpoint_error", words)))

@@ -18,6 +18,7 @@ from skyloom_lb.admission.config import service_limits
 from skyloom_lb.admission.keys import Key, KeyStore
 from skyloom_lb.exchange import (
     ANONYMOUS,
+    FREE,
     ClientStream,
     Observer,
     Outcome,
@@ -49,7 +50,7 @@ from skyloom_lb.openai.request import (
 )
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
 from skyloom_lb.openai.upstream import ApiService
-from skyloom_lb.openai.usage import Tail
+from skyloom_lb.openai.usage import Tail, usage_in
 from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, Random
 from skyloom_lb.wire.request import RequestHead
 
@@ -67,7 +68,7 @@ class Asked:
     __slots__ = (
         "body",
         "by_ids",
-        "estimate",
+        "data",
         "hides_usage",
         "kind",
         "observer",
@@ -77,11 +78,11 @@ class Asked:
         "wants_usage",
     )
 
-    def __init__(self, kind: Kind, service: ApiService, price: Price | None) -> None:
+    def __init__(self, kind: Kind, service: ApiService, price: Price | None, data: dict[str, Any]) -> None:
         self.kind = kind
         self.service = service
         self.price = price
-        self.estimate = 0
+        self.data = data
         self.prompt_tokens = 0
         self.wants_usage = False
         self.hides_usage = False
@@ -89,20 +90,33 @@ class Asked:
         self.body = b""
         self.observer: StreamObserver | JsonObserver | None = None
 
+    def tokens(self) -> int:
+        """What it will probably cost; read only where somebody limits tokens."""
+        return estimate(self.kind, self.data, len(self.body)) if self.kind is not Kind.OTHER else 0
+
 
 class JsonObserver:
-    """Usage out of an answer that comes in one piece; the client gets the endpoint's own bytes."""
+    """Usage out of an answer that is no stream; the client gets the endpoint's own bytes."""
 
-    __slots__ = ("_outcome", "_tail")
+    __slots__ = ("_body", "_outcome", "_tail")
     rewrites = False
     whole = False
 
     def __init__(self, encoding: bytes, outcome: Outcome) -> None:
-        self._tail = Tail(encoding)
+        self._body = b""
+        """An answer that came in one read, unpacked: nearly all of them."""
+        self._tail = Tail(encoding) if encoding else None
         self._outcome = outcome
 
     def feed(self, payload: bytes) -> bytes:
-        self._tail.add(payload)
+        if self._tail is not None:
+            self._tail.add(payload)
+        elif not self._body:
+            self._body = payload
+        else:
+            self._tail = Tail(b"")
+            self._tail.add(self._body)
+            self._tail.add(payload)
         return b""
 
     def end(self, outcome: Outcome) -> bytes:
@@ -115,7 +129,7 @@ class JsonObserver:
         return False
 
     def count(self) -> None:
-        usage = self._tail.usage()
+        usage = usage_in(self._body) if self._tail is None else self._tail.usage()
         if usage is not None:
             outcome = self._outcome
             outcome.prompt_tokens, outcome.cached_tokens = usage.prompt, usage.cached
@@ -296,12 +310,10 @@ class OpenAiFront:
         if key is not None and key.models and not key.may_use(name) and not key.may_use(model.name or name):
             return errors.no_model(name, len(self._api))
         first = model.choose(self.state.random.random()) if len(model.chosen) > 1 else model.chosen[0]
-        counted = kind is not Kind.OTHER
-        tokens = estimate(kind, data, len(body)) if counted else 0
         chain = (first, *model.after(first)) if model.fallbacks or len(model.chosen) > 1 else (first,)
         route: Route | None = None
         for target in reversed(chain):
-            route = self._route(kind, model, target, name, data, body, tokens, key, route, head)
+            route = self._route(kind, model, target, name, data, body, key, route, head)
         assert route is not None
         return route
 
@@ -323,12 +335,11 @@ class OpenAiFront:
         return parse(body)
 
     def _route(
-        self, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes, tokens: int,
+        self, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes,
         key: Key | None, fallback: Route | None, head: RequestHead,
     ) -> Route:  # fmt: skip
         api = self._api[target.service]
-        asked = Asked(kind, api, model.price or api.settings.price)
-        asked.estimate = tokens
+        asked = Asked(kind, api, model.price or api.settings.price, data)
         stream = data.get("stream") is True
         sent = body
         if target.model and target.model != name:
@@ -435,11 +446,13 @@ class OpenAiFront:
         asked: Asked | None = route.data
         admission = self._admission
         key: Taken = principal.data[1] if principal.data is not None else admission.nobody
+        if admission.is_open(route.service, key):
+            return FREE
         return admission.admit(
             route.service,
             key,
             principal.priority,
-            asked.estimate if asked is not None else 0,
+            asked.tokens() if asked is not None else 0,
             client if route.stream else None,
             route.fallback is not None,
         )
@@ -485,7 +498,7 @@ class OpenAiFront:
             outcome.cost = asked.price.of(
                 outcome.prompt_tokens, outcome.cached_tokens, outcome.completion_tokens
             )
-        asked.body = b""
+        asked.body, asked.data = b"", {}
         asked.observer = None
 
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:

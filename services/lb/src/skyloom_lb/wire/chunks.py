@@ -18,18 +18,18 @@ _SIZE, _DATA, _DATA_END, _TRAILER, _DONE = range(5)
 
 
 class ChunkReader:
-    """Fed with what comes, in pieces of any size. `done` once the last chunk and its trailers are complete.
+    """Fed with what comes, in pieces of any size. `done` once the last chunk and its `trailers` (raw lines) are complete.
 
     `feed(data, payload)` returns how many bytes of `data` belong to the body; with a list given, payload is appended to it.
     """
 
-    __slots__ = ("_left", "_line", "_state", "_trailers")
+    __slots__ = ("_left", "_line", "_state", "trailers")
 
     def __init__(self) -> None:
         self._state = _SIZE
         self._left = 0
         self._line = b""
-        self._trailers = 0
+        self.trailers = b""
 
     @property
     def done(self) -> bool:
@@ -106,11 +106,16 @@ class ChunkReader:
             self._left = int(found[1], 16)
             self._state = _DATA if self._left else _TRAILER
         else:
-            self._trailers += len(line) + 2
-            if self._trailers > _MAX_TRAILERS or b"\n" in line or b"\r" in line or line[:1] in (b" ", b"\t"):
+            if len(self.trailers) + len(line) > _MAX_TRAILERS or _is_no_trailer(line):
                 raise BadMessage("a trailer is malformed or too long")
-            if not line:
+            if line:
+                self.trailers += line + b"\r\n"
+            else:
                 self._state = _DONE
+
+
+def _is_no_trailer(line: bytes) -> bool:
+    return b"\n" in line or b"\r" in line or b"\0" in line or line[:1] in (b" ", b"\t")
 
 
 def chunk(payload: bytes) -> bytes:

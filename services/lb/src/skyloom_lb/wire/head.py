@@ -97,24 +97,18 @@ def look_at(line: bytes, handled: frozenset[bytes], seen: Seen) -> tuple[bytes, 
 H = TypeVar("H", bound=Head)
 
 
-def copied(head: H) -> H:
-    made = type(head)()
-    made.__dict__.update(head.__dict__)
-    return made
-
-
 class Memory(Generic[H]):
     """The last head of one peer. The next one mostly is the same but for the length of its body: then it was read already.
 
     Sound because that head was read whole, with one length at most: around the digits every byte must be what it was.
+    Heads that are remembered are shared by all messages that have them; nobody may change one.
     """
 
-    __slots__ = ("_after", "_before", "_head", "_start")
+    __slots__ = ("_after", "_before", "_head", "_raw")
 
     def __init__(self) -> None:
         self._head: H | None = None
-        self._before = self._after = b""
-        self._start = 0
+        self._raw = self._before = self._after = b""
 
     def keep(self, raw: bytes, head: H) -> None:
         """`raw` is what `head` was read from."""
@@ -123,26 +117,18 @@ class Memory(Generic[H]):
             name = b"\r\n%b:" % head.length_name
             at = raw.index(name) + len(name)
             end = raw.index(b"\r\n", at)
-        head._onward = {}
-        self._head = copied(head)  # who got `head` may change it
-        self._before, self._after = raw[:at], raw[end:]
-        self._start = raw.index(b"\r\n")
+        self._head = head
+        self._raw, self._before, self._after = raw, raw[:at], raw[end:]
 
-    def recall(self, raw: bytes) -> H | None:
-        """The head that `raw` is, if only its length is new."""
+    def recall(self, raw: bytes) -> tuple[H, int | None] | None:
+        """The head that `raw` is, if only its length is new; and that length, which the head itself does not know."""
         known = self._head
-        if known is None or not raw.startswith(self._before) or not raw.endswith(self._after):
+        if known is None:
             return None
-        digits = raw[len(self._before) : len(raw) - len(self._after)]
-        if known.length_name:
-            digits = digits.strip(b" \t")
-            if not digits.isdigit():
-                return None
-        elif digits:
+        if raw == self._raw:
+            return known, known.length
+        before, after = self._before, self._after
+        if not known.length_name or not raw.startswith(before) or not raw.endswith(after):
             return None
-        head = copied(known)
-        head._headers = None
-        head.block = raw[self._start : -2]
-        if known.length_name:
-            head.length = content_length(digits)
-        return head
+        digits = raw[len(before) : len(raw) - len(after)].strip(b" \t")
+        return (known, content_length(digits)) if digits.isdigit() else None

@@ -20,8 +20,15 @@ FORWARDED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-h
 END_TO_END = frozenset(
     (b"host", b"content-length", b"content-type", b"authorization", b"cookie", b"x-request-id")
 )
+_NOT_IN_TRAILERS = (
+    HOP_BY_HOP
+    | FORWARDED
+    | END_TO_END
+    | frozenset((b"expect", b"content-encoding", b"content-range", b"max-forwards", b"range", b"set-cookie"))
+)
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
+_TRAILER_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:")
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}\Z")
 
 
@@ -87,3 +94,13 @@ def as_written(block: bytes, names: Iterable[bytes]) -> tuple[bytes, ...]:
     wanted = frozenset(names)
     found = (line.partition(b":")[0] for line in block.split(b"\r\n"))
     return tuple(dict.fromkeys(name for name in found if name.lower() in wanted))
+
+
+def trailers_onward(lines: bytes) -> bytes:
+    """Of raw trailer lines those that may follow a body: some receivers read trailers as if they had been headers."""
+    kept = [
+        line
+        for line in lines.split(b"\r\n")
+        if _TRAILER_NAME.match(line) and line.partition(b":")[0].lower() not in _NOT_IN_TRAILERS
+    ]
+    return b"".join(line + b"\r\n" for line in kept)

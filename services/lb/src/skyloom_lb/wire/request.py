@@ -107,13 +107,15 @@ class RequestHead(Head):
             self.odd = "expect or connection options"
 
 
-def read_request(head: bytes, memory: Memory[RequestHead]) -> RequestHead:
-    """`parse_request` for one of many on a connection."""
-    request = memory.recall(head)
-    if request is None:
-        request = parse_request(head)
+def read_request(head: bytes, memory: Memory[RequestHead]) -> tuple[RequestHead, int]:
+    """`parse_request` for one of many on a connection; and the length of its body."""
+    known = memory.recall(head)
+    if known is not None:
+        return known[0], known[1] or 0
+    request = parse_request(head)
+    if not request.odd:
         memory.keep(head, request)
-    return request
+    return request, request.length or 0
 
 
 def parse_request(head: bytes) -> RequestHead:

@@ -50,14 +50,17 @@ class ResponseHead(Head):
                 self.named += tuple(one for one in named if one not in (b"close", b"keep-alive"))
 
 
-def read_response(head: bytes, method: bytes, memory: Memory[ResponseHead]) -> ResponseHead:
-    """`parse_response` for one of many from an endpoint."""
-    response = memory.recall(head) if method != b"HEAD" else None
-    if response is None:
-        response = parse_response(head, method)
-        if method != b"HEAD" and response.status >= 200:
-            memory.keep(head, response)
-    return response
+def read_response(
+    head: bytes, method: bytes, memory: Memory[ResponseHead]
+) -> tuple[ResponseHead, int | None]:
+    """`parse_response` for one of many from an endpoint; and the length of its body where that is known."""
+    known = memory.recall(head) if method != b"HEAD" else None
+    if known is not None:
+        return known
+    response = parse_response(head, method)
+    if method != b"HEAD" and response.status >= 200:
+        memory.keep(head, response)
+    return response, response.length
 
 
 def parse_response(head: bytes, method: bytes) -> ResponseHead:
