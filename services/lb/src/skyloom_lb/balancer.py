@@ -102,6 +102,7 @@ class Balancer:
             service = self.services[name] = Service(made, self._make_pool, self._random, self.settings.zone)
             self.front = self._make_front(self)
         service.apply(endpoints, time.monotonic())
+        self.front.endpoints_changed()
 
     def _make_pool(self, backend: Backend, service: Service) -> Pool:
         return Pool(backend, self.client_tls() if backend.address.tls else None)
@@ -181,7 +182,7 @@ class Balancer:
     # --- connections
 
     def welcome(self, front: FrontConnection) -> bool:
-        if len(self.fronts) + self.careful.connections >= self.max_connections:
+        if len(self.fronts) >= self.max_connections:
             return False
         self.fronts.add(front)
         return True
@@ -231,13 +232,12 @@ class Balancer:
             else:
                 front.closing = True
         ends = time.monotonic() + seconds
-        while (self.exchanges or self.careful.running) and time.monotonic() < ends:
+        while self.exchanges and time.monotonic() < ends:
             await asyncio.sleep(0.05)
         for exchange in tuple(self.exchanges):
             exchange.client.close_broken()
             exchange.cancel("Drained")
         for front in tuple(self.fronts):
             front.transport.abort()
-        await self.careful.close(max(0.0, ends - time.monotonic()))
         for service in self.services.values():
             service.apply((), time.monotonic())

@@ -215,6 +215,10 @@ class Front(Protocol):
 
     def finish(self, outcome: Outcome) -> None: ...
 
+    def endpoints_changed(self) -> bool:
+        """A service's endpoints are others now; True when that means something to the front."""
+        ...
+
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
         """Content type and body of a refusal."""
         ...
@@ -236,6 +240,7 @@ class PlainFront:
     """No keys, no limits: requests go to the service whose hosts or path prefix match, else to the first one."""
 
     services: dict[str, Service] = field(default_factory=dict)
+    has_rules: bool = False
     _default: Route | Refusal = Refusal(503, "no_service", "No service is configured.")
     _rules: list[tuple[str, bytes, Route]] = field(default_factory=list)
 
@@ -249,6 +254,7 @@ class PlainFront:
                 if host or prefix:
                     self._rules.append((host, prefix, route))
         self._rules.sort(key=lambda rule: (not rule[0], -len(rule[1])))
+        self.has_rules = bool(self._rules)
 
     def authenticate(self, head: RequestHead, peer: str) -> Principal | Refusal:
         return ANONYMOUS
@@ -263,10 +269,6 @@ class PlainFront:
         if isinstance(route, Refusal) or not route.service.affine:
             return route
         return route.with_facts(route.service.facts(head, body))
-
-    @property
-    def has_rules(self) -> bool:
-        return bool(self._rules)
 
     def matched(self, head: RequestHead) -> Service | None:
         """The service whose host or path prefix the request has; None = the first one, for want of another."""
@@ -290,6 +292,9 @@ class PlainFront:
 
     def finish(self, outcome: Outcome) -> None:
         """Nobody counts."""
+
+    def endpoints_changed(self) -> bool:
+        return False
 
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
         return render(refusal)

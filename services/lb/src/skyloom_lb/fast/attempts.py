@@ -98,10 +98,10 @@ class Attempts(Entry):
             add = b"%bcontent-length: %d\r\n" % (add, len(body))
         if not head.request_id:
             add = b"%bx-request-id: %b\r\n" % (add, self.request_id)
-        return b"%b %b%b HTTP/1.1%b%b%b\r\n%b" % (
-            head.method, backend.address.prefix, target, head.onward(drop),
-            b"" if route.external else self.client.forwarded(head), add, body,
-        )  # fmt: skip
+        forwarded = b"" if route.external else self.client.forwarded(head)
+        # Joining takes half as long as formatting.
+        parts = (head.method, b" ", backend.address.prefix, target, b" HTTP/1.1", head.onward(drop), forwarded, add, b"\r\n", body)
+        return b"".join(parts)
 
     # --- what goes wrong before the first byte
 
@@ -171,11 +171,12 @@ class Attempts(Entry):
     def let_go(self) -> None:
         if self.phase == CONNECTING:
             self.service.abandoned(self.backend)
-        for upstream in (self.upstream, self.hedge):
-            if upstream is not None:
-                upstream.close()
-                self.service.abandoned(upstream.pool.backend)
-        self.upstream = self.hedge = None
+        if self.upstream is not None or self.hedge is not None:
+            for upstream in (self.upstream, self.hedge):
+                if upstream is not None:
+                    upstream.close()
+                    self.service.abandoned(upstream.pool.backend)
+            self.upstream = self.hedge = None
         self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
 
     # --- hedging

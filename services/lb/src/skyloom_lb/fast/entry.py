@@ -35,15 +35,18 @@ class Entry(Outcome, ABC):
     phase: int = ADMITTING
     pending: asyncio.Task[None] | None = None
     committed: bool = False
+    lane: str = "fast"
 
     def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
-        now = time.monotonic()
-        super().__init__(now, head, client.peer, head.request_id or balancer.new_request_id(), "fast")
+        # Not by the base's own: a call less for each request.
+        self.started = self.phase_since = time.monotonic()
+        self.head = head
+        self.peer = client.peer
+        self.request_id = head.request_id or balancer.new_request_id()
         self.balancer = balancer
         self.client = client
         self.body = body
         self.bytes_in = len(body)
-        self.phase_since = now
 
     @abstractmethod
     def attempt(self) -> None: ...
@@ -69,7 +72,8 @@ class Entry(Outcome, ABC):
 
     def use(self, route: Route) -> None:
         """Also for a fallback: the permit of the route before is given back first."""
-        self._give_back_permit()
+        if self.route is not None:
+            self._give_back_permit()
         self.route = route
         self.service = route.service
         self.service.active += 1

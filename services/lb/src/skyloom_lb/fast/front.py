@@ -199,7 +199,7 @@ class FrontConnection(asyncio.Protocol):
         """The exchange is over: the next request, if one is here, or an end."""
         self.exchange = None
         self.balancer.exchanges.discard(exchange)
-        self.since = time.monotonic()
+        self.since = exchange.ended
         self._progress = (0, 0.0)
         if self.transport.is_closing():
             return

@@ -124,17 +124,17 @@ class Exchange(Attempts):
             self.framed = self.committed or response.until_close or (rewrites and length != 0)
 
     def _client_head(self, response: ResponseHead) -> bytes:
-        tail = b"x-request-id: %b\r\n" % self.request_id
+        length = closing = b""
         if self.framed:
-            block = response.onward(FRAMING)
-            tail += b"transfer-encoding: chunked\r\n"
+            block, length = response.onward(FRAMING), b"transfer-encoding: chunked\r\n"
         else:
             block = response.onward(())
             if response.length_name:
-                tail += b"content-length: %d\r\n" % self.left
+                length = b"content-length: %d\r\n" % self.left
         if self.client.closing:
-            tail += b"connection: close\r\n"
-        return b"%b%b%b\r\n" % (response.start, block, tail)
+            closing = b"connection: close\r\n"
+        parts = (response.start, block, length, closing, b"x-request-id: ", self.request_id, b"\r\n\r\n")
+        return b"".join(parts)
 
     def _body(self, data: bytes, prefix: bytes = b"") -> None:
         response, observer = self.response, self.observer

@@ -86,7 +86,8 @@ class Upstream(asyncio.Protocol):
     def release(self, reusable: bool) -> None:
         """Back to the pool when the answer ended cleanly and our own request has left."""
         self.exchange = None
-        self.resume()  # a paused one would never notice its end
+        if self.paused:
+            self.resume()  # it would never notice its end
         if reusable and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self.used = True
             self.pool.put(self)

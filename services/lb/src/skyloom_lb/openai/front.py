@@ -174,17 +174,16 @@ class OpenAiFront:
         self._build()
 
     def _build(self) -> None:
-        """Also when endpoints come that serve models of their own."""
         faces = [api for api in self._api.values() if api.settings.face]
         self._seen = {name: service.backends for name, service in self._services.items()}
         self.table = ModelTable(self._settings, [api.served() for api in faces])
 
-    def _changed(self) -> bool:
-        seen = self._seen
-        for name, service in self._services.items():  # noqa: SIM110  a generator costs three times as much
-            if service.backends is not seen.get(name):
-                return True
-        return False
+    def endpoints_changed(self) -> bool:
+        """True when some did since the last look: they may serve models of their own."""
+        if all(service.backends is self._seen.get(name) for name, service in self._services.items()):
+            return False
+        self._build()
+        return True
 
     # --- who
 
@@ -228,7 +227,7 @@ class OpenAiFront:
     def route(
         self, principal: Principal, head: RequestHead, body: bytes, complete: bool
     ) -> Route | Refusal | Reply:
-        pinned = self._pinned(head)
+        pinned = self._pinned(head) if self._plain.has_rules else None
         if pinned is not None and not pinned.settings.face:
             return self._as_it_is(principal, head, body, pinned)
         kind = PATHS.get(head.target)
@@ -244,7 +243,7 @@ class OpenAiFront:
         if head.method != b"POST":
             return self._as_it_is(principal, head, body, pinned)
         key: Key | None = principal.data[0] if principal.data is not None else None
-        if key is not None and not key.may_do(kind.value):
+        if key is not None and key.scopes and not key.may_do(kind.value):
             return errors.out_of_scope(kind.value, tuple(sorted(key.scopes)))
         try:
             if not complete:
@@ -269,7 +268,7 @@ class OpenAiFront:
 
     def _pinned(self, head: RequestHead) -> ApiService | None:
         """A service whose host or path prefix the request has."""
-        service = self._plain.matched(head) if self._plain.has_rules else None
+        service = self._plain.matched(head)
         return self._api[service.name] if service is not None else None
 
     def _as_it_is(
@@ -300,7 +299,7 @@ class OpenAiFront:
     def _by_model(
         self, key: Key | None, kind: Kind, head: RequestHead, body: bytes, pinned: ApiService | None
     ) -> Route | Refusal:
-        data = self._data(kind, head, body)
+        data = self._data(head, body) if kind is Kind.OTHER else parse(body)
         name = model_of(data)
         model = self._find(name) if pinned is None else self.table.first.get(pinned.service.name)
         if model is None and kind is Kind.OTHER and not name:
@@ -309,8 +308,10 @@ class OpenAiFront:
             return errors.no_model(name, len(self._api)) if name else errors.NO_MODEL_NAMED
         if key is not None and key.models and not key.may_use(name) and not key.may_use(model.name or name):
             return errors.no_model(name, len(self._api))
-        first = model.choose(self.state.random.random()) if len(model.chosen) > 1 else model.chosen[0]
-        chain = (first, *model.after(first)) if model.fallbacks or len(model.chosen) > 1 else (first,)
+        if len(model.chosen) == 1 and not model.fallbacks:
+            return self._route(kind, model, model.chosen[0], name, data, body, key, None, head)
+        first = model.choose(self.state.random.random())
+        chain = (first, *model.after(first))
         route: Route | None = None
         for target in reversed(chain):
             route = self._route(kind, model, target, name, data, body, key, route, head)
@@ -319,19 +320,18 @@ class OpenAiFront:
 
     def _find(self, name: str) -> Model | None:
         model = self.table.find(name)
-        if (model is None or model is self.table.any) and self._changed():
-            self._build()
+        if model is None and self.endpoints_changed():
             model = self.table.find(name)
         return model
 
-    def _data(self, kind: Kind, head: RequestHead, body: bytes) -> dict[str, Any]:
-        if kind is Kind.OTHER:
-            if _is_form(head):
-                model = form_model(body)
-                return {"model": model} if model else {}
-            content_type = head.get(b"content-type").lower()
-            if not body or (content_type and _JSON not in content_type):
-                return {}
+    def _data(self, head: RequestHead, body: bytes) -> dict[str, Any]:
+        """Of a path that we do not know: it may be no JSON at all."""
+        if _is_form(head):
+            model = form_model(body)
+            return {"model": model} if model else {}
+        content_type = head.get(b"content-type").lower()
+        if not body or (content_type and _JSON not in content_type):
+            return {}
         return parse(body)
 
     def _route(
@@ -409,8 +409,7 @@ class OpenAiFront:
             return errors.out_of_scope("models", tuple(sorted(key.scopes)))
         if head.method != b"GET":
             return None
-        if self._changed():
-            self._build()
+        self.endpoints_changed()
         if pinned is not None or (self.table.takes_any and not self.table.knows_names):
             return self._own_names(key, path) if key is not None and key.models else None
         models = [one for one in self.table.names() if key is None or key.may_use(one.name)]
@@ -463,9 +462,8 @@ class OpenAiFront:
         asked: Asked | None = route.data
         if asked is None:
             return None
-        block = response.block
-        if not route.stream and _JSON in block and b"ncoding:" not in block and asked.kind is not Kind.OTHER:
-            asked.observer = JsonObserver(b"", outcome)  # nearly always, and told without reading every line
+        if response.is_json and asked.kind is not Kind.OTHER:
+            asked.observer = JsonObserver(b"", outcome)
             return asked.observer
         if response.content_type.startswith(_EVENTS):
             if response.get(b"content-encoding") not in (b"", b"identity"):

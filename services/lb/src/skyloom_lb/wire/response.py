@@ -28,10 +28,19 @@ class ResponseHead(Head):
     chunked: bool = False
     keep_alive: bool = True
     until_close: bool = False
+    _is_json: bool | None = None
 
     @property
     def content_type(self) -> bytes:
         return self.get(b"content-type").lower()
+
+    @property
+    def is_json(self) -> bool:
+        """JSON that is not packed; found out once for a head that is remembered."""
+        if self._is_json is None:
+            plain = self.get(b"content-encoding") in (b"", b"identity")
+            self._is_json = plain and self.content_type.startswith(b"application/json")
+        return self._is_json
 
     def note(self, lower: bytes, name: bytes, value: bytes) -> None:
         if lower == b"content-length":
