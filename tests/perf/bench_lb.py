@@ -335,14 +335,16 @@ def picks(bench: Bench) -> None:
     least = Least("least_load", by_load)
     least.rebuild(endpoints)
     bench.row("least load over 1,000 endpoints, a pick", _pick(least, [NO_FACTS], endpoints), "us", "<= 10")
-    prefix = PrefixAffinity(capacity=1_000_000)
+    prefix = PrefixAffinity(capacity=2_000_000)  # two generations: a million are surely there
     prefix.rebuild(endpoints)
     random = Random(1)
     before = psutil.Process().memory_info().rss
-    for number in range(400_000):
-        prefix.pick(LbRequest(prompt=b"%016d" % number * 96))
+    prompts = 0
+    while len(prefix) < 1_000_000:
+        prefix.pick(LbRequest(prompt=b"%016d" % prompts * 96))
+        prompts += 1
     grown = (psutil.Process().memory_info().rss - before) / 1e6
-    asked = [LbRequest(prompt=b"%016d" % random.randrange(400_000) * 96) for _ in range(5000)]
+    asked = [LbRequest(prompt=b"%016d" % random.randrange(prompts) * 96) for _ in range(5000)]
     bench.row(
         f"prefix affinity over {len(prefix):,} prefixes, a pick",
         _pick(prefix, asked, endpoints),

@@ -115,17 +115,24 @@ async def _streams(port: int, number: int, seen: engines.Seen, ends: float) -> N
 
 
 async def _kill(replicas: list[engines.EngineProcess], ends: float) -> None:
-    turn = 0
-    while time.monotonic() < ends:
-        await asyncio.sleep(KILL_EVERY / 2)
-        victim = replicas[turn % len(replicas)]
-        victim.kill()
-        await asyncio.sleep(KILL_EVERY / 2)
-        victim.start()
-        await (
-            victim.ready()
-        )  # on a busy machine a start may take long, and the next one is not to be the last one
-        turn += 1
+    """One every `KILL_EVERY` seconds, the next one as soon as it is its turn; each comes back a moment later."""
+    coming_back: dict[int, asyncio.Task[None]] = {}
+    turn, next_at = 0, time.monotonic() + KILL_EVERY
+    while next_at < ends:
+        await asyncio.sleep(max(0.0, next_at - time.monotonic()))
+        number = turn % len(replicas)
+        if number in coming_back:
+            await coming_back[number]  # long done, unless the machine is very busy
+        replicas[number].kill()
+        coming_back[number] = asyncio.ensure_future(_come_back(replicas[number]))
+        turn, next_at = turn + 1, next_at + KILL_EVERY
+    await asyncio.gather(*coming_back.values())
+
+
+async def _come_back(replica: engines.EngineProcess) -> None:
+    await asyncio.sleep(KILL_EVERY / 2)
+    replica.start()
+    await replica.ready()
 
 
 if __name__ == "__main__":

@@ -16,7 +16,14 @@ from aiohttp import ClientSession, TCPConnector, web
 from multidict import CIMultiDict
 
 CHUNKS_PER_SECOND = 20
-PAD = b"x" * 120
+SECRET = b"sk-bench-0123456789abcdef"
+"""The key that `bench_lb` writes into the balancer's keys file."""
+EVENT = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":'
+    b'[{"index":0,"delta":{"content":"%.6f "},"finish_reason":null}]}\n\n'
+)
+SENT = b'"content":"'
+"""Each chunk says when it was sent, as an engine's says a token."""
 
 
 HOP_BY_HOP = {
@@ -110,7 +117,7 @@ async def stream(port: int, seconds: float) -> None:
         if loop.time() - began > seconds:
             return
         for one in slots[tick % len(slots)]:
-            event = b"data: %.6f %b\n\n" % (time.monotonic(), PAD)
+            event = EVENT % time.monotonic()
             one.transport.write(b"%x\r\n%b\r\n" % (len(event), event))
 
 
@@ -122,15 +129,16 @@ class Watcher(asyncio.Protocol):
         body = b'{"model":"m","stream":true}'
         transport.write(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+            b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b" % (SECRET, len(body), body)
         )
 
     def data_received(self, data: bytes) -> None:
         now = time.monotonic()
-        at = data.find(b"data: ")
+        at = data.find(SENT)
         while at >= 0:
-            self.delays.append(now - float(data[at + 6 : data.index(b" ", at + 6)]))
-            at = data.find(b"data: ", at + 6)
+            at += len(SENT)
+            self.delays.append(now - float(data[at : data.index(b" ", at)]))
+            at = data.find(SENT, at)
         for part in data.split(b"data: ")[1:-1]:
             # Between two events of one read there must be the end of one chunk and the head of the next.
             self.merged.append(part.endswith(b"\n\n"))

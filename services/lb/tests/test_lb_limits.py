@@ -16,7 +16,7 @@ from skyloom_lb.admission.buckets import Bucket
 from skyloom_lb.admission.config import Limits, ServiceLimits
 from skyloom_lb.admission.fair import MAX_COST, FairQueue
 from skyloom_lb.exchange import FREE, Outcome, Permit, Refusal
-from skyloom_lb.retries import MOST_DEATHS, PATIENCE_SECONDS, Comeback
+from skyloom_lb.retries import MOST_DEATHS, MOST_IN_VAIN, PATIENCE_SECONDS, Comeback
 
 
 class Clock:
@@ -409,14 +409,27 @@ async def test_a_waiter_that_is_cancelled_as_its_place_comes_free_takes_nothing(
     assert set(one.counts().values()) == {0}
 
 
-def test_a_broken_answer_is_carried_through_few_deaths_and_a_bounded_time() -> None:
+def test_a_broken_answer_is_carried_as_long_as_it_goes_on() -> None:
     one = Comeback()
-    for death in range(MOST_DEATHS):
-        assert one.may_go_on(float(death))
+    for death in range(1, MOST_DEATHS + 1):
+        assert one.may_go_on(float(death), given=death)
         one.answered()
-    assert not one.may_go_on(100.0)
+    assert not one.may_go_on(1000.0, given=1000)
+
+
+def test_a_request_that_kills_whoever_takes_it_is_given_up() -> None:
+    one = Comeback()
+    assert one.may_go_on(0.0, given=10)
+    for death in range(MOST_IN_VAIN):
+        one.answered()
+        assert one.may_go_on(float(death), given=10)
+    one.answered()
+    assert not one.may_go_on(9.0, given=10)
+
+
+def test_a_broken_answer_waits_a_bounded_time_for_somebody() -> None:
     other = Comeback()
-    assert other.may_go_on(0.0) and other.pause(0.0) < 0.1
-    assert all(other.may_go_on(float(second)) for second in range(1, int(PATIENCE_SECONDS)))
+    assert other.may_go_on(0.0, 0) and other.pause(0.0) < 0.1
+    assert all(other.may_go_on(float(second), 0) for second in range(1, int(PATIENCE_SECONDS)))
     assert other.deaths == 1 and other.pause(20.0) == 1.0
-    assert not other.may_go_on(PATIENCE_SECONDS)
+    assert not other.may_go_on(PATIENCE_SECONDS, 0)

@@ -40,18 +40,22 @@ class RetryBudget:
         return True
 
 
-MOST_DEATHS = 10
+MOST_DEATHS = 100
+MOST_IN_VAIN = 5
+"""Deaths in a row that brought the client nothing: then the request itself is what kills."""
 PATIENCE_SECONDS = 30.0
 
 
 class Comeback:
-    """How far a broken answer is carried: through a few deaths (the request itself may be what kills), and through a time
-    without progress in which endpoints may come back."""
+    """How far a broken answer is carried: through many deaths as long as it goes on between them, through few without
+    (the request itself may be what kills), and through a time without an answer in which endpoints may come back."""
 
-    __slots__ = ("_answered", "_since", "deaths")
+    __slots__ = ("_answered", "_given", "_in_vain", "_since", "deaths")
 
     def __init__(self) -> None:
         self.deaths = 0
+        self._in_vain = 0
+        self._given = 0
         self._answered = True
         self._since = 0.0
 
@@ -59,13 +63,17 @@ class Comeback:
         """An endpoint goes on with the answer."""
         self._answered = True
 
-    def may_go_on(self, now: float) -> bool:
-        """The endpoint died, or (without `answered` before) another one could not go on."""
+    def may_go_on(self, now: float, given: int) -> bool:
+        """The endpoint died, or (without `answered` before) another one could not go on. `given`: bytes the client has."""
         if self._answered:
             self._answered = False
             self._since = now
             self.deaths += 1
-        return self.deaths <= MOST_DEATHS and now - self._since < PATIENCE_SECONDS
+            self._in_vain = 0 if given > self._given else self._in_vain + 1
+            self._given = given
+        if self.deaths > MOST_DEATHS or self._in_vain > MOST_IN_VAIN:
+            return False
+        return now - self._since < PATIENCE_SECONDS
 
     def pause(self, now: float) -> float:
         """Seconds until those that were tried are tried again."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from skyloom_lb.exchange import Refusal, Resume
+from skyloom_lb.exchange import FREE, Refusal, Resume
 from skyloom_lb.fast.attempts import Attempts
 from skyloom_lb.fast.entry import ADMITTING, ANSWERING, CONNECTING, WAITING
 from skyloom_lb.fast.upstream import Upstream
@@ -19,6 +19,11 @@ from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
 from skyloom_lb.wire.response import ResponseHead, read_response
 
 FRAMING = (b"content-length", b"transfer-encoding")
+RATE_LIMITS = tuple(
+    b"x-ratelimit-%b-%b" % (one, what)
+    for one in (b"limit", b"remaining", b"reset")
+    for what in (b"requests", b"tokens")
+)
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
 TOO_LONG = Refusal(504, "timeout", "The request took longer than its service allows.")
 
@@ -124,16 +129,18 @@ class Exchange(Attempts):
             self.framed = self.committed or response.until_close or (rewrites and length != 0)
 
     def _client_head(self, response: ResponseHead) -> bytes:
-        length = closing = b""
+        length = b""
+        extra = b"" if self.permit is FREE else self.permit.headers
+        drop = RATE_LIMITS if extra else ()  # the endpoint's own are not the client's
         if self.framed:
-            block, length = response.onward(FRAMING), b"transfer-encoding: chunked\r\n"
+            block, length = response.onward(FRAMING + drop), b"transfer-encoding: chunked\r\n"
         else:
-            block = response.onward(())
+            block = response.onward(drop)
             if response.length_name:
                 length = b"content-length: %d\r\n" % self.left
         if self.client.closing:
-            closing = b"connection: close\r\n"
-        parts = (response.start, block, length, closing, b"x-request-id: ", self.request_id, b"\r\n\r\n")
+            extra += b"connection: close\r\n"
+        parts = (response.start, block, length, extra, b"x-request-id: ", self.request_id, b"\r\n\r\n")
         return b"".join(parts)
 
     def _body(self, data: bytes, prefix: bytes = b"") -> None:
@@ -189,9 +196,10 @@ class Exchange(Attempts):
         if self.observer is not None:
             last = self.observer.end(self)
             if isinstance(last, Resume):
+                self.bytes_out += len(data)
                 self.client.write(data)
                 self._release()
-                if self.comeback.may_go_on(time.monotonic()):
+                if self.comeback.may_go_on(time.monotonic(), self.bytes_out):
                     return self._carry_on(last, "EndedEarly")
                 return self._end_badly("EndedEarly", self.balancer.front.stream_error(DIED))
             if self.framed:
@@ -242,7 +250,7 @@ class Exchange(Attempts):
             self.tried += (self.backend.id,)
             self.service.failed(self.backend, "EndpointDied", time.monotonic())
         last = self.observer.broken(reason, self) if self.observer is not None else None
-        if isinstance(last, Resume) and self.comeback.may_go_on(time.monotonic()):
+        if isinstance(last, Resume) and self.comeback.may_go_on(time.monotonic(), self.bytes_out):
             return self._carry_on(last, reason)
         if isinstance(last, bytes) and self.framed:
             return self._end_badly(reason, last)
@@ -284,7 +292,7 @@ class Exchange(Attempts):
         backend = self.service.pick(self.route.facts)
         if backend is not None:
             self.go_to(backend)
-        elif self.comeback.may_go_on(time.monotonic()):
+        elif self.comeback.may_go_on(time.monotonic(), self.bytes_out):
             self._carry_on(resume, reason)
         else:
             self._end_badly(reason, self.balancer.front.stream_error(DIED))
