@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from skyloom_common.bus import Bus
-from skyloom_lb.admission.admission import Admission, Taken
+from skyloom_lb.admission.admission import Admission
 from skyloom_lb.admission.config import service_limits
 from skyloom_lb.admission.keys import Key, KeyStore
+from skyloom_lb.admission.taken import Taken
 from skyloom_lb.exchange import (
     ANONYMOUS,
     FREE,
@@ -31,27 +32,23 @@ from skyloom_lb.exchange import (
     render,
 )
 from skyloom_lb.openai import errors
-from skyloom_lb.openai.config import TOKENS, FrontSettings, Price, Target
+from skyloom_lb.openai.asked import Asked, JsonObserver
+from skyloom_lb.openai.config import FrontSettings
 from skyloom_lb.openai.models import Model, ModelTable
 from skyloom_lb.openai.request import (
     MODELS,
     PATHS,
     BadRequest,
     Kind,
-    estimate,
     form_model,
     model_of,
     parse,
     plain_path,
-    prompt_bytes,
-    prompt_tokens_of,
-    with_fields,
-    with_form_model,
 )
+from skyloom_lb.openai.sending import is_form, route_to
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
 from skyloom_lb.openai.upstream import ApiService
-from skyloom_lb.openai.usage import Tail, usage_in
-from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, Random
+from skyloom_lb.pipeline.model import Random
 from skyloom_lb.wire.request import RequestHead
 
 if TYPE_CHECKING:
@@ -60,80 +57,6 @@ if TYPE_CHECKING:
 
 _EVENTS = b"text/event-stream"
 _JSON = b"application/json"
-
-
-class Asked:
-    """What is remembered of one request until its end; `Route.data`."""
-
-    __slots__ = (
-        "body",
-        "by_ids",
-        "data",
-        "hides_usage",
-        "kind",
-        "observer",
-        "price",
-        "prompt_tokens",
-        "service",
-        "wants_usage",
-    )
-
-    def __init__(self, kind: Kind, service: ApiService, price: Price | None, data: dict[str, Any]) -> None:
-        self.kind = kind
-        self.service = service
-        self.price = price
-        self.data = data
-        self.prompt_tokens = 0
-        self.wants_usage = False
-        self.hides_usage = False
-        self.by_ids = False
-        self.body = b""
-        self.observer: StreamObserver | JsonObserver | None = None
-
-    def tokens(self) -> int:
-        """What it will probably cost; read only where somebody limits tokens."""
-        return estimate(self.kind, self.data, len(self.body)) if self.kind is not Kind.OTHER else 0
-
-
-class JsonObserver:
-    """Usage out of an answer that is no stream; the client gets the endpoint's own bytes."""
-
-    __slots__ = ("_body", "_outcome", "_tail")
-    rewrites = False
-    whole = False
-
-    def __init__(self, encoding: bytes, outcome: Outcome) -> None:
-        self._body = b""
-        """An answer that came in one read, unpacked: nearly all of them."""
-        self._tail = Tail(encoding) if encoding else None
-        self._outcome = outcome
-
-    def feed(self, payload: bytes) -> bytes:
-        if self._tail is not None:
-            self._tail.add(payload)
-        elif not self._body:
-            self._body = payload
-        else:
-            self._tail = Tail(b"")
-            self._tail.add(self._body)
-            self._tail.add(payload)
-        return b""
-
-    def end(self, outcome: Outcome) -> bytes:
-        return b""
-
-    def broken(self, reason: str, outcome: Outcome) -> None:
-        return None
-
-    def resumed(self, head: ResponseHead) -> bool:
-        return False
-
-    def count(self) -> None:
-        usage = usage_in(self._body) if self._tail is None else self._tail.usage()
-        if usage is not None:
-            outcome = self._outcome
-            outcome.prompt_tokens, outcome.cached_tokens = usage.prompt, usage.cached
-            outcome.completion_tokens = usage.completion
 
 
 @dataclass(slots=True)
@@ -258,7 +181,7 @@ class OpenAiFront:
         """Too much to be read ahead: a form may tell its model at its beginning, and one service is always right."""
         if self.table.takes_any or pinned is not None:
             return self._as_it_is(principal, head, body, pinned)
-        model = self._find(form_model(body)) if kind is Kind.OTHER and _is_form(head) else None
+        model = self._find(form_model(body)) if kind is Kind.OTHER and is_form(head) else None
         if model is None or model.chosen[0].model not in ("", model.name):
             return errors.too_large(self._settings.max_body_mb)
         key: Key | None = principal.data[0] if principal.data is not None else None
@@ -309,12 +232,24 @@ class OpenAiFront:
         if key is not None and key.models and not key.may_use(name) and not key.may_use(model.name or name):
             return errors.no_model(name, len(self._api))
         if len(model.chosen) == 1 and not model.fallbacks:
-            return self._route(kind, model, model.chosen[0], name, data, body, key, None, head)
+            return route_to(
+                self._api[model.chosen[0].service],
+                kind,
+                model,
+                model.chosen[0],
+                name,
+                data,
+                body,
+                key,
+                None,
+                head,
+            )
         first = model.choose(self.state.random.random())
         chain = (first, *model.after(first))
         route: Route | None = None
         for target in reversed(chain):
-            route = self._route(kind, model, target, name, data, body, key, route, head)
+            api = self._api[target.service]
+            route = route_to(api, kind, model, target, name, data, body, key, route, head)
         assert route is not None
         return route
 
@@ -326,77 +261,13 @@ class OpenAiFront:
 
     def _data(self, head: RequestHead, body: bytes) -> dict[str, Any]:
         """Of a path that we do not know: it may be no JSON at all."""
-        if _is_form(head):
+        if is_form(head):
             model = form_model(body)
             return {"model": model} if model else {}
         content_type = head.get(b"content-type").lower()
         if not body or (content_type and _JSON not in content_type):
             return {}
         return parse(body)
-
-    def _route(
-        self, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes,
-        key: Key | None, fallback: Route | None, head: RequestHead,
-    ) -> Route:  # fmt: skip
-        api = self._api[target.service]
-        asked = Asked(kind, api, model.price or api.settings.price, data)
-        stream = data.get("stream") is True
-        sent = body
-        if target.model and target.model != name:
-            if _is_form(head):
-                sent = with_form_model(body, target.model)
-            elif data:
-                data = {**data, "model": target.model}
-                sent = orjson.dumps(data)
-        elif key is not None and key.models and data and not _is_form(head):
-            sent = orjson.dumps(
-                data
-            )  # exactly what was checked: a second "model" must not mean something to the engine
-        if stream:
-            sent = self._prepared_stream(asked, api, data, sent)
-        asked.body = sent
-        return Route(
-            api.service,
-            self._facts(api, head, body, data) if api.affine else NO_FACTS,
-            None,
-            None if sent is body else sent,
-            api.drop(key is not None, stream),
-            api.add,
-            model.name or api.service.name,
-            stream,
-            api.replays(kind, data),
-            fallback,
-            True,
-            asked,
-            api.settings.external,
-        )
-
-    def _prepared_stream(self, asked: Asked, api: ApiService, data: dict[str, Any], body: bytes) -> bytes:
-        """Usage is asked for although the client did not want it, and hidden from it again."""
-        asked.prompt_tokens = prompt_tokens_of(data, len(body))
-        if asked.kind not in (Kind.CHAT, Kind.COMPLETIONS):
-            return body
-        options = data.get("stream_options")
-        asked.wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        fields: dict[str, Any] = {}
-        if not asked.wants_usage and api.counts:
-            asked.hides_usage = True
-            fields["stream_options"] = {
-                **(options if isinstance(options, dict) else {}),
-                "include_usage": True,
-            }
-        if api.settings.continuation == TOKENS and "return_token_ids" not in data:
-            fields["return_token_ids"] = True
-            asked.by_ids = True
-        return with_fields(body, data, fields) if fields else body
-
-    def _facts(self, api: ApiService, head: RequestHead, body: bytes, data: dict[str, Any]) -> LbRequest:
-        facts = api.service.facts(head, prompt_bytes(body))
-        if not facts.session and api.service.settings.affinity.user:
-            user = data.get("user") or data.get("prompt_cache_key") or data.get("safety_identifier")
-            if isinstance(user, str):
-                return LbRequest(user, facts.prompt, facts.zone)
-        return facts
 
     # --- models
 
@@ -506,11 +377,17 @@ class OpenAiFront:
         return errors.broken_stream(Kind.CHAT, refusal.code, refusal.message)
 
     def counters(self) -> dict[str, int]:
-        return {"limits_without_redis": self._admission.redis_failures}
+        """Names that begin with `now_` are gauges."""
+        admission = self._admission
+        return {
+            "limits_without_redis": admission.redis_failures,
+            "limits_unlocked": admission.ledger_missed,
+            "now_limits_alone": int(bool(admission.trouble)),
+        }
+
+    @property
+    def limits_trouble(self) -> str:
+        return self._admission.trouble
 
     async def close(self) -> None:
         await self.state.close()
-
-
-def _is_form(head: RequestHead) -> bool:
-    return head.get(b"content-type").lower().startswith(b"multipart/")

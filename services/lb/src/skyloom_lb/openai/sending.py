@@ -1,0 +1,87 @@
+"""What an endpoint gets of an API request: the model under the name it knows there, the stream options that we need, no key of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from skyloom_lb.admission.keys import Key
+from skyloom_lb.exchange import Route
+from skyloom_lb.openai.asked import Asked
+from skyloom_lb.openai.config import TOKENS, Target
+from skyloom_lb.openai.models import Model
+from skyloom_lb.openai.request import Kind, prompt_bytes, prompt_tokens_of, with_fields, with_form_model
+from skyloom_lb.openai.upstream import ApiService
+from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
+from skyloom_lb.wire.request import RequestHead
+
+
+def route_to(
+    api: ApiService, kind: Kind, model: Model, target: Target, name: str, data: dict[str, Any], body: bytes,
+    key: Key | None, fallback: Route | None, head: RequestHead,
+) -> Route:  # fmt: skip
+    asked = Asked(kind, api, model.price or api.settings.price, data)
+    stream = data.get("stream") is True
+    sent = body
+    if target.model and target.model != name:
+        if is_form(head):
+            sent = with_form_model(body, target.model)
+        elif data:
+            data = {**data, "model": target.model}
+            sent = orjson.dumps(data)
+    elif key is not None and key.models and data and not is_form(head):
+        sent = orjson.dumps(
+            data
+        )  # exactly what was checked: a second "model" must not mean something to the engine
+    if stream:
+        sent = _prepared_stream(asked, api, data, sent)
+    asked.body = sent
+    return Route(
+        api.service,
+        _facts(api, head, body, data) if api.affine else NO_FACTS,
+        None,
+        None if sent is body else sent,
+        api.drop(key is not None, stream),
+        api.add,
+        model.name or api.service.name,
+        stream,
+        api.replays(kind, data),
+        fallback,
+        True,
+        asked,
+        api.settings.external,
+    )
+
+
+def _prepared_stream(asked: Asked, api: ApiService, data: dict[str, Any], body: bytes) -> bytes:
+    """Usage is asked for although the client did not want it, and hidden from it again."""
+    asked.prompt_tokens = prompt_tokens_of(data, len(body))
+    if asked.kind not in (Kind.CHAT, Kind.COMPLETIONS):
+        return body
+    options = data.get("stream_options")
+    asked.wants_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+    fields: dict[str, Any] = {}
+    if not asked.wants_usage and api.counts:
+        asked.hides_usage = True
+        fields["stream_options"] = {
+            **(options if isinstance(options, dict) else {}),
+            "include_usage": True,
+        }
+    if api.settings.continuation == TOKENS and "return_token_ids" not in data:
+        fields["return_token_ids"] = True
+        asked.by_ids = True
+    return with_fields(body, data, fields) if fields else body
+
+
+def _facts(api: ApiService, head: RequestHead, body: bytes, data: dict[str, Any]) -> LbRequest:
+    facts = api.service.facts(head, prompt_bytes(body))
+    if not facts.session and api.service.settings.affinity.user:
+        user = data.get("user") or data.get("prompt_cache_key") or data.get("safety_identifier")
+        if isinstance(user, str):
+            return LbRequest(user, facts.prompt, facts.zone)
+    return facts
+
+
+def is_form(head: RequestHead) -> bool:
+    return head.get(b"content-type").lower().startswith(b"multipart/")
