@@ -226,7 +226,6 @@ class Lb:
         assert all(one.in_flight >= 0 for service in services for one in service.backends.values())
         return (
             not balancer.exchanges
-            and not balancer.careful.running
             and all(service.active == 0 and service.waiting == 0 for service in services)
             and all(one.in_flight == 0 for service in services for one in service.backends.values())
             and all(not service.leaving for service in services)

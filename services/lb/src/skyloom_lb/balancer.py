@@ -189,11 +189,13 @@ class Balancer:
 
     def close_gently(self, transport: asyncio.Transport) -> None:
         """A client that still sends must be able to read why: close at once would reset what it has not read."""
-        if transport.can_write_eof() and not transport.is_closing():
+        if not transport.can_write_eof() or transport.is_closing():
+            return transport.close()
+        try:
             transport.write_eof()
-            self._closing.append((time.monotonic() + 1.0, transport))
-        else:
-            transport.close()
+        except OSError:  # it has gone already
+            return transport.abort()
+        return self._closing.append((time.monotonic() + 1.0, transport))
 
     async def sweep_forever(self) -> None:
         """Every time-out of the process hangs on this loop, and no other timer does."""

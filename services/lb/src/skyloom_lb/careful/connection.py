@@ -1,4 +1,4 @@
-"""A client connection in the careful lane: a request whose body is streamed, or that is odd in another way.
+"""A client connection in the careful lane: a request whose body is streamed, an upgrade, or what else is odd.
 
 Ordinary requests that follow on it are served as in the fast lane, which this is built on. Reading is paused while neither
 an endpoint nor the memory kept for it takes more; that hides the client's end, so the sweep looks for it.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from skyloom_lb.careful.body import Body
 from skyloom_lb.careful.old import Plain
+from skyloom_lb.careful.upgrade import Endless, Upgrade, is_upgrade
 from skyloom_lb.careful.upload import CarefulExchange
 from skyloom_lb.exchange import Refusal
 from skyloom_lb.fast.entry import Entry
@@ -54,9 +55,9 @@ class CarefulConnection(FrontConnection):
             return self._refuse(_EXPECTATION)
         self.closing = head.close or head.version == "1.0" or self.balancer.draining
         self._plain = Plain() if head.version == "1.0" else None
-        self._body = Body(head)
+        make, self._body = (Upgrade, Endless(head)) if is_upgrade(head) else (CarefulExchange, Body(head))
         try:
-            exchange = CarefulExchange(self.balancer, self, head, self._body)
+            exchange = make(self.balancer, self, head, self._body)
         except BadMessage as bad:
             words = f"This is not a request that can be served: {bad.reason}."
             return self._refuse(Refusal(400, "bad_request", words))
@@ -119,7 +120,7 @@ class CarefulConnection(FrontConnection):
         if not self._receiving or not isinstance(exchange, CarefulExchange):
             super().check(now)
         elif self._held:
-            if _hung_up(self.transport):
+            if not exchange.switched and _hung_up(self.transport):
                 self.transport.abort()
         elif exchange.waits_for_client() and now - self.since > self.balancer.settings.body_seconds:
             exchange.fail("ClientStalled", _STALLED)

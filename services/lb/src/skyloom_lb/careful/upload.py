@@ -17,7 +17,6 @@ from skyloom_lb.exchange import Refusal, Reply, Route
 from skyloom_lb.fast.entry import ANSWERING, WAITING
 from skyloom_lb.fast.relay import Exchange
 from skyloom_lb.retries import Failed
-from skyloom_lb.wire.head import copied
 from skyloom_lb.wire.headers import BadMessage, as_written
 from skyloom_lb.wire.request import RequestHead
 from skyloom_lb.wire.response import ResponseHead, own_answer
@@ -41,7 +40,8 @@ class CarefulExchange(Exchange):
     def __init__(
         self, balancer: Balancer, client: CarefulConnection, head: RequestHead, upload: Body
     ) -> None:
-        super().__init__(balancer, client, _onward_head(head), b"")
+        super().__init__(balancer, client, head, b"")
+        _make_onward(head)
         self.lane = "careful"
         self.upload = upload
         self.whole = upload.over
@@ -50,6 +50,8 @@ class CarefulExchange(Exchange):
         """Something of the body has left for an endpoint."""
         self.said = upload.over or head.version == "1.0" or not head.expect
         """The client does not wait to be told to send."""
+        self.switched = False
+        """No HTTP is spoken any more."""
         self._wanted = -1
         """How much of the body is read before the route is chosen; below 0 = not begun, or chosen."""
         self._parts: list[bytes] = []
@@ -65,10 +67,17 @@ class CarefulExchange(Exchange):
         if isinstance(principal, Refusal):
             return self.refuse(principal)
         self.principal = principal
-        self._wanted = front.body_wanted(self.head)
+        self._wanted = self.wanted()
         if self._wanted:
             self.say_continue()
         return self._choose()
+
+    def wanted(self) -> int:
+        """How much of the body the front looks at."""
+        return self.balancer.front.body_wanted(self.head)
+
+    def complete(self) -> bool:
+        return self.upload.over
 
     def take(self, payload: bytes) -> None:
         """More of the body, or its end."""
@@ -95,7 +104,7 @@ class CarefulExchange(Exchange):
         self._gather()
         assert self.principal is not None
         begun = self.body if self.whole else b"".join(self._parts)
-        route = self.balancer.front.route(self.principal, self.head, begun, self.upload.over)
+        route = self.balancer.front.route(self.principal, self.head, begun, self.complete())
         if isinstance(route, Route):
             return self.use(route)
         return self.refuse(route) if isinstance(route, Refusal) else self.reply(route)
@@ -117,12 +126,7 @@ class CarefulExchange(Exchange):
             payload = super().payload(backend)
         else:
             lines = b"" if route.external else self.client.forwarded(head)
-            if head.length is not None:
-                lines += b"content-length: %d\r\n" % head.length
-            else:
-                lines += b"transfer-encoding: chunked\r\n"
-            if not self.said:
-                lines += b"expect: 100-continue\r\n"
+            lines += self.framing()
             if not head.request_id:
                 lines += b"x-request-id: %b\r\n" % self.request_id
             body = self.upload.onward(self.body) + self.upload.end() if self.whole else b""
@@ -134,10 +138,18 @@ class CarefulExchange(Exchange):
             payload = payload.replace(b" HTTP/1.1\r\n", b" HTTP/1.1\r\nhost: %b\r\n" % _authority(backend), 1)
         return payload
 
+    def framing(self) -> bytes:
+        length = self.head.length
+        line = b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length
+        return line if self.said else line + b"expect: 100-continue\r\n"
+
     def connected(self, upstream: Upstream) -> None:
         super().connected(upstream)
-        if self.whole or self.resume is not None or self.upstream is not upstream:
-            return
+        if not self.whole and self.resume is None and self.upstream is upstream:
+            self.feed_from(upstream)
+
+    def feed_from(self, upstream: Upstream) -> None:
+        """From here on the body goes to this endpoint as it comes, beginning with what was kept."""
         self._feeder = Feeder(upstream, self)
         parts, self._parts, self._kept = b"".join(self._parts), [], 0
         if parts or self.upload.over:
@@ -153,8 +165,9 @@ class CarefulExchange(Exchange):
         self.upstream.transport.write(self.upload.onward(payload) + (self.upload.end() if over else b""))
         if over:
             self._feeder.leave()
-            self._feeder = None
+            self._feeder, self._full = None, False
             self.phase_since = time.monotonic()
+            self.client.flow()
 
     def slow_down(self) -> None:
         self._full = True
@@ -184,11 +197,11 @@ class CarefulExchange(Exchange):
         """Nothing goes on before the client sends more."""
         return self.said and not self.upload.over and self.phase != ANSWERING
 
-    def _begin(self, response: ResponseHead, data: bytes) -> None:
+    def _frame(self, response: ResponseHead, length: int | None) -> None:
+        super()._frame(response, length)
         if not self.upload.over:  # the answer came first: nobody can tell where the next request begins
-            response.keep_alive = False
+            self.reusable = False
             self.client.closing = True
-        super()._begin(response, data)
 
     def may_retry(self, failed: Failed) -> bool:
         return not self.sent and super().may_retry(failed)
@@ -205,6 +218,10 @@ class CarefulExchange(Exchange):
     def hedge_now(self) -> None:
         if self.whole:
             super().hedge_now()
+
+    def let_go(self) -> None:
+        super().let_go()
+        self._parts, self._feeder = [], None
 
     def reply(self, reply: Reply) -> None:
         if not self.upload.over:
@@ -252,17 +269,14 @@ class CarefulExchange(Exchange):
             self.say_continue()
 
 
-def _onward_head(head: RequestHead) -> RequestHead:
+def _make_onward(head: RequestHead) -> None:
     """As the endpoint is to see it: without what `Connection` names, and in origin form."""
-    made = copied(head)
-    made._onward = None  # it is shared with other heads of the connection
     if head.named or head.expect:
-        made.drop = (*head.drop, *as_written(head.block, (*head.named, b"expect")))
+        head.drop += as_written(head.block, (*head.named, b"expect"))
     if head.transfer_encoding is not None:
-        made.length_name = b"content-length"  # once it is whole it has one
+        head.length_name = b"content-length"  # once it is whole it has one
     if not head.target.startswith(b"/") and head.target != b"*":
-        made.target = _origin_form(head.target, head.host)
-    return made
+        head.target = _origin_form(head.target, head.host)
 
 
 def _origin_form(target: bytes, host: bytes | None) -> bytes:

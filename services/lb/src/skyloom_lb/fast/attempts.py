@@ -100,7 +100,18 @@ class Attempts(Entry):
             add = b"%bx-request-id: %b\r\n" % (add, self.request_id)
         forwarded = b"" if route.external else self.client.forwarded(head)
         # Joining takes half as long as formatting.
-        parts = (head.method, b" ", backend.address.prefix, target, b" HTTP/1.1", head.onward(drop), forwarded, add, b"\r\n", body)
+        parts = (
+            head.method,
+            b" ",
+            backend.address.prefix,
+            target,
+            b" HTTP/1.1",
+            head.onward(drop),
+            forwarded,
+            add,
+            b"\r\n",
+            body,
+        )
         return b"".join(parts)
 
     # --- what goes wrong before the first byte

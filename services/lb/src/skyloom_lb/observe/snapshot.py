@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
 
 _NOT_SUMMED = frozenset(
-    ("state", "reason", "url", "weight", "latency_ewma", "known_good", "draining", "healthy")
+    ("state", "reason", "url", "weight", "latency_ewma", "known_good", "draining", "healthy", "ask")
 )
 
 
@@ -30,10 +30,11 @@ def snapshot(balancer: Balancer) -> dict[str, Any]:
         "models": balancer.models.dump(),
         "keys": balancer.keys.dump(),
         "early": dict(balancer.early),
-        "connections": len(balancer.fronts) + balancer.careful.connections,
+        "connections": len(balancer.fronts),
         "log_dropped": balancer.access_log.dropped if balancer.access_log is not None else 0,
         "draining": balancer.draining,
         "extra": _extra(balancer),
+        "limits": getattr(balancer.front, "limits_trouble", ""),
     }
 
 
@@ -86,9 +87,14 @@ def total(snapshots: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def _counts(extra: dict[str, Any]) -> dict[str, Any]:
+    """Without the gauges: what is true of a worker now is not true of a dead one."""
+    return {name: value for name, value in extra.items() if not name.startswith("now_")}
+
+
 def past(one: dict[str, Any]) -> dict[str, Any]:
     """What a worker that is gone leaves behind: its counts, none of what it was doing."""
-    gone = {**one, "connections": 0, "sources": {}}
+    gone = {**one, "connections": 0, "sources": {}, "limits": "", "extra": _counts(one.get("extra", {}))}
     gone["services"] = {
         name: {
             **service,

@@ -13,7 +13,7 @@ MAX_HEADERS = 100
 
 HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-     b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings")
+     b"transfer-encoding", b"upgrade", b"http2-settings")
 )  # fmt: skip
 FORWARDED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
 # What a `Connection` header may not name, whoever asks: without them the message means something else.
@@ -24,7 +24,17 @@ _NOT_IN_TRAILERS = (
     HOP_BY_HOP
     | FORWARDED
     | END_TO_END
-    | frozenset((b"expect", b"content-encoding", b"content-range", b"max-forwards", b"range", b"set-cookie"))
+    | frozenset(
+        (
+            b"expect",
+            b"content-encoding",
+            b"content-range",
+            b"max-forwards",
+            b"range",
+            b"set-cookie",
+            b"trailer",
+        )
+    )
 )
 
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~%!$&'()*+;=-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?\Z")
