@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from types import ModuleType
 
 from skyloom_common.contracts.dag import Bucket, DagEdge, DagPlanRequest, DagTask
-from skyloom_common.contracts.fleet import FleetPlanRequest, FleetTask
+from skyloom_common.contracts.fleet import FleetPlanRequest, FleetTask, Reservation, Spread
 from skyloom_common.contracts.plan import LaunchOutcome, Offer, QuotaPool, RunEstimate
 from skyloom_common.contracts.task.model import ResourcesSpec, TaskSpec
 from skyloom_optimizer.memory import remember
@@ -68,6 +69,107 @@ def fleet(size: int, seed: int, room: float, hours: Sequence[float] | None) -> F
         pools.append(QuotaPool(f"{cloud} gpu", int(room * r.randint(20, 120)), "accelerators", cloud=cloud))
         pools.append(QuotaPool(f"{cloud} cpu", int(room * r.randint(100, 900)), "vcpus", cloud=cloud))
     return FleetPlanRequest(tuple(tasks), tuple(pools), enabled=CLOUDS)
+
+
+HOURS = (1.0, 2.0, 4.0, 8.0, 24.0)
+HELD = (
+    ("aws", "us-east-1", "p4d.24xlarge"),
+    ("aws", "us-west-2", "p5.48xlarge"),
+    ("aws", "us-east-1", "m5.8xlarge"),
+    ("aws", "eu-west-1", "g6.xlarge"),
+    ("gcp", "us-central1", "a2-highgpu-8g"),
+    ("gcp", "us-central1", "g2-standard-4"),
+    ("gcp", "europe-west4", "n2-standard-32"),
+    ("azure", "eastus", "Standard_ND96asr_v4"),
+    ("azure", "westus2", "Standard_D8s_v5"),
+    ("lambda", "us-east-1", "gpu_8x_h100_sxm5"),
+)
+
+
+def _reserved(wanted: FleetPlanRequest, r: Random) -> FleetPlanRequest:
+    held = [
+        Reservation(f"held {n}", *place, nodes=r.randint(3, 25), price_per_hour=r.choice([0.0, 0.0, 0.5]))
+        for n, place in enumerate(HELD)
+    ]
+    return dataclasses.replace(wanted, reservations=tuple(held))
+
+
+def _clustered(wanted: FleetPlanRequest, r: Random) -> FleetPlanRequest:
+    """Five Kubernetes clusters instead of the pools of five clouds."""
+    offers, pools = [], list(wanted.quotas[10:])
+    for number in range(5):
+        where, device = f"cluster-{number}", r.choice(["A100", "H100", "L4", "V100"])
+        offers.append(Offer("kubernetes", "cpu", where, vcpus=96.0, memory_gib=384.0, price_per_hour=0.0))
+        offers.append(
+            Offer(
+                "kubernetes",
+                "gpu",
+                where,
+                accelerator=device,
+                accelerator_count=8.0,
+                vcpus=128.0,
+                memory_gib=1024.0,
+                price_per_hour=r.choice([0.0, 2.0]),
+            )
+        )
+        for unit, most in (("vcpus", r.randint(200, 2000)), ("accelerators", r.randint(8, 128))):
+            pools.append(QuotaPool(f"{where} {unit}", most, unit, cloud="kubernetes", region=where))
+    enabled = (*CLOUDS[5:], "kubernetes")
+    return dataclasses.replace(wanted, quotas=tuple(pools), extra_offers=tuple(offers), enabled=enabled)
+
+
+def _spread(wanted: FleetPlanRequest, r: Random) -> FleetPlanRequest:
+    """Fifty services of many copies each instead of single tasks."""
+    count = sum(item.count for item in wanted.tasks) // 50
+    tasks = []
+    for item in wanted.tasks[:50]:
+        by, share, least = r.choice(
+            [("region", 0.3, 1), ("zone", 0.25, 5), ("cloud", 0.5, 2), ("region", 1.0, 4)]
+        )
+        tasks.append(dataclasses.replace(item, count=count, spread=Spread(by, share, least)))
+    return dataclasses.replace(wanted, tasks=tuple(tasks))
+
+
+def _ranked(wanted: FleetPlanRequest, r: Random) -> FleetPlanRequest:
+    tasks = [dataclasses.replace(item, priority=r.choice([0, 0, 5, 10])) for item in wanted.tasks]
+    return dataclasses.replace(wanted, tasks=tuple(tasks))
+
+
+def _hourly(dollars: float) -> Callable[[FleetPlanRequest, Random], FleetPlanRequest]:
+    return lambda wanted, r: dataclasses.replace(wanted, max_usd_per_hour=dollars * r.uniform(0.9, 1.1))
+
+
+def _in_all(dollars: float) -> Callable[[FleetPlanRequest, Random], FleetPlanRequest]:
+    return lambda wanted, r: dataclasses.replace(wanted, max_usd=dollars * r.uniform(0.9, 1.1))
+
+
+Change = Callable[[FleetPlanRequest, Random], FleetPlanRequest]
+VARIETIES: dict[str, tuple[Change, ...]] = {
+    "quotas": (),
+    "reservations": (_reserved,),
+    "Kubernetes": (_clustered,),
+    "budget an hour": (_hourly(4000.0),),
+    "budget in all": (_in_all(30000.0),),
+    "spread": (_spread,),
+    "priorities": (_ranked,),
+    "everything": (_reserved, _clustered, _ranked, _hourly(6000.0)),
+    "everything, spread": (_reserved, _clustered, _ranked, _spread, _hourly(8000.0)),
+}
+FLEETS = {
+    f"{name}, {room}, {runs}": (changes, much, hours)
+    for name, changes in VARIETIES.items()
+    for room, much in (("room", 14.0), ("crowded", 5.0))
+    for runs, hours in (("equal runs", HOURS), ("own runs", None))
+}
+
+
+def variety(name: str, size: int, seed: int) -> FleetPlanRequest:
+    """One of FLEETS."""
+    changes, room, hours = FLEETS[name]
+    wanted = fleet(size, seed, room, hours)
+    for change in changes:
+        wanted = change(wanted, Random(seed + 1))
+    return wanted
 
 
 def recordings() -> dict[str, Recording]:

@@ -32,6 +32,7 @@ from skyloom_common.contracts.clusters import (
     StartRequest,
     StopRequest,
 )
+from skyloom_common.contracts.dag import DagPlan, DagPlanRequest, Placement, Transfer
 from skyloom_common.contracts.jobs import CancelJobs, CancelledJobs, Job, JobList, JobStatus
 from skyloom_common.contracts.operations import (
     ErrorBody,
@@ -44,10 +45,12 @@ from skyloom_common.contracts.plan import (
     AcceleratorList,
     AcceleratorOffer,
     AcceleratorSummary,
+    Breakdown,
     Candidate,
     Offer,
     Plan,
     PlanRequest,
+    Proof,
     Rejection,
 )
 from skyloom_common.core import errors
@@ -264,6 +267,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if len(parts) == 1 and parts[0] in simple:
             self._json(simple[parts[0]]())
+        elif parts == ["plans", "dag"]:
+            self._json(a_dag_plan(from_wire(DagPlanRequest, call.json(), strict=True), gateway.plan))
         elif parts == ["catalog", "refresh"]:
             gateway.refresh_asked.append(from_wire(CatalogRefreshRequest, call.json(), strict=True))
             self._json(CatalogRefresh("r1", "running", time.time()), 202)
@@ -374,6 +379,29 @@ def accelerators(call: Call) -> AcceleratorList:
             AcceleratorSummary("tpu-v5e-8", "google_tpu", (1,)),
             AcceleratorSummary("Gaudi HL-205", "other", (8,)),
         )
+    )
+
+
+def a_dag_plan(request: DagPlanRequest, plan: Plan) -> DagPlan:
+    """Every task on the first candidate, the last one on the second; nowhere where there is no candidate."""
+    if not plan.candidates:
+        return DagPlan(hints=("train: nothing offers A100:64",), rejected={"train": plan.rejected})
+    last = len(request.tasks) - 1
+    placements = tuple(
+        Placement(
+            task.name,
+            plan.candidates[number == last],
+            Breakdown(compute=1.5),
+            number,
+            number + 1.0,
+            "near its data",
+        )
+        for number, task in enumerate(request.tasks)
+    )
+    transfers = tuple(Transfer(edge.source, edge.target, 10.0, 0.9, 0.5) for edge in request.edges)
+    hints = ("the region of s3://raw is not known; name it in buckets",)
+    return DagPlan(
+        placements, transfers, "cost", 3.9, 2.0, Breakdown(3.0, egress=0.9), Proof(3.9, 3.9), hints=hints
     )
 
 

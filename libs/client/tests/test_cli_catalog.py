@@ -16,6 +16,7 @@ from skyloom_common.contracts.catalog import (
     CatalogInfo,
     CatalogRefresh,
     CatalogRefreshRequest,
+    CatalogSchedule,
     CloudRefresh,
 )
 
@@ -50,12 +51,31 @@ def test_status_shows_the_stalest_first(fake: Any, sky: Sky) -> None:
     ran = sky("catalog", "status")
     assert ran.code == 0
     lines = ran.out.splitlines()
-    assert lines[0].split() == ["CLOUD", "OFFERS", "PRICED", "SPOT", "REGIONS", "NEWEST", "AGE", "REFRESHED"]
+    header = ["CLOUD", "OFFERS", "PRICED", "SPOT", "REGIONS", "OLDEST", "NEWEST", "AGE", "REFRESHED"]
+    assert lines[0].split() == header and lines[2].split()[5:7] == ["2026-11-22", "2026-11-22"]
     assert lines[1].split()[:2] == ["scp", "443"] and "1270d" in lines[1]
     assert lines[2].split()[:2] == ["azure", "66,446"] and "2 mins ago" in lines[2]
     assert "2 own prices" in ran.err and "offers.yaml:3" in ran.err
     assert sky("catalog", "status", "--cloud", "scp").out.splitlines()[1].startswith("scp")
     assert json.loads(sky("catalog", "status", "-o", "json").out)["version"] == "abc123"
+
+
+def test_status_says_how_coarse_dates_count_and_when_prices_are_refreshed(fake: Any, sky: Sky) -> None:
+    dated = replace(info(), clouds=CLOUDS[:1])
+    fake.catalog = [info(), dated]
+    assert "counts from its first day" in sky("catalog", "status").err
+    said = sky("catalog", "status").err
+    assert "counts from its first day" not in said
+    assert "Prices are refreshed when you ask for it: sky catalog refresh" in said
+    schedule = CatalogSchedule(86400.0, ("aws", "azure"), time.time() + 7200, time.time(), "done")
+    fake.catalog = [replace(dated, schedule=schedule)]
+    assert "Refreshed by itself every 24 h (aws, azure); next in 2.0 h." in sky("catalog", "status").err
+    failed = replace(schedule, clouds=(), last_status="failed", failures=2, message="aws: sorry")
+    fake.catalog = [replace(dated, schedule=failed)]
+    said = sky("catalog", "status").err
+    assert (
+        "every cloud that has a feed" in said and "failed 2 times in a row" in said and "aws: sorry" in said
+    )
 
 
 def test_refresh_follows_to_the_end_and_tells_what_changed(fake: Any, sky: Sky) -> None:

@@ -153,6 +153,33 @@ def test_optimize_and_validate(fake: Any) -> None:
         _ = a >> b
 
 
+def test_resources_take_lists_of_places() -> None:
+    pairs = sky.Resources(infra=["aws/us-east-1", "gcp"])
+    assert (pairs.infra, pairs.cloud, pairs.region) == ("aws/us-east-1,gcp", None, None)
+    assert pairs == sky.Resources(infra="aws/us-east-1, gcp")
+    regions = sky.Resources(cloud=sky.AWS(), region=["us-east-1", "us-west-2"])
+    assert (regions.infra, regions.cloud) == ("aws/us-east-1,aws/us-west-2", sky.AWS())
+    assert regions == sky.Resources(infra=["aws/us-east-1", "aws/us-west-2"])
+    assert regions.copy(region="eu-west-1").infra == "aws/eu-west-1"
+    assert pairs.copy(cloud=[sky.AWS(), "azure"]).to_yaml_config() == {"cloud": ["aws", "azure"]}
+    with pytest.raises(ValueError, match=r"infra=\[\.\.\.\]"):
+        pairs.copy(region="eu-west-1")
+    assert pairs.less_demanding_than(sky.Resources(infra="gcp/us-west1"))
+    assert not pairs.less_demanding_than(sky.Resources(infra="aws"))
+    assert sky.Resources(infra="hetzner/fsn1").cloud == sky.Resources(cloud="Hetzner").cloud
+
+
+def test_tasks_of_a_graph_are_placed_together(fake: Any) -> None:
+    with sky.Dag() as dag:
+        last = sky.Task(name="x", run="true")
+        first = sky.Task(name="x", run="true")
+        _ = first >> last
+    sky.get(sky.optimize(dag))
+    assert fake.last("/plans/dag").json()["edges"] == [{"source": "x-2", "target": "x"}]
+    assert last.best_resources.cloud == sky.Kubernetes()
+    assert first.best_resources.cloud == sky.Azure()
+
+
 def test_dryrun_launches_nothing(fake: Any) -> None:
     assert sky.get(sky.launch(sky.Task(run="true"), "dev", dryrun=True)) == (None, None)
     assert fake.count("POST", "/launch") == 0

@@ -13,13 +13,16 @@ ACCELERATOR = (
     "use NAME or NAME:COUNT such as H100:8, a mapping {H100: 8, A100: 8}, a list ['H100:8', 'A100:8'] "
     "or a memory such as 80GB+"
 )
-INFRA = "use CLOUD, CLOUD/REGION or CLOUD/REGION/ZONE such as aws/us-east-1, '*/us-east-1', k8s/CONTEXT or ssh/POOL"
+INFRA = (
+    "use CLOUD, CLOUD/REGION or CLOUD/REGION/ZONE such as aws/us-east-1, '*/us-east-1', k8s/CONTEXT or ssh/POOL, "
+    "or a list such as [aws/us-east-1, gcp]"
+)
 URIS = (
     "use one of s3://, gs://, r2://, cos://, oci://, nebius://, cw://, vastdata://, hf://, azblob:// "
     "or https://ACCOUNT.blob.core.windows.net/CONTAINER"
 )
 NAME = "use letters and digits, joined by one or two of . _ - such as train-llama.v2"
-MEMORY = "use a number of GB such as 16, 16GB, 16+ (at least) or 4x (per vCPU)"
+MEMORY = "use a number of GB such as 16, 16GB, 16+ (at least), 4x (per vCPU) or 4x+"
 DOCKER = "SKYPILOT_DOCKER_USERNAME, SKYPILOT_DOCKER_PASSWORD, SKYPILOT_DOCKER_SERVER"
 
 RESOURCES = [
@@ -43,6 +46,13 @@ RESOURCES = [
     ("accelerators: 'A100:8,V100:8'", f"accelerators: 'A100:8,V100:8' is not an accelerator; {ACCELERATOR}"),
     ("infra: aws/a/b/c", f"infra: 'aws/a/b/c' is not a place; {INFRA}"),
     ("infra: aws//a", f"infra: 'aws//a' is not a place; {INFRA}"),
+    ("infra: [aws, gpc]", "infra[1]: 'gpc' is not a known cloud; did you mean 'gcp'?"),
+    ("infra: aws/us-east-1,gpc", "infra: 'gpc' is not a known cloud; did you mean 'gcp'?"),
+    ("infra: [aws, 7]", f"infra[1]: '7' is not a place; {INFRA}"),
+    ("region: []", "region: a list is not a place; use a region name such as us-east-1, or a list of names"),
+    ("cloud: [aws, awz]", "cloud[1]: 'awz' is not a known cloud; did you mean 'aws'?"),
+    ("zone: [a b]", "zone[0]: 'a b' is not the name of a zone; use a zone name such as us-east-1a"),
+    ("region: '*'", "region: '*' is not the name of a region; use a region name such as us-east-1"),
     ("infra: awz", "infra: 'awz' is not a known cloud; did you mean 'aws'?"),
     ("ports: 70000", f"ports: '70000' is not a port or a range of ports; {PORTS}"),
     ("ports: [1, 20-10]", f"ports[1]: '20-10' is not a port or a range of ports; {PORTS}"),
@@ -241,6 +251,14 @@ def test_resources(text: str, expected: str) -> None:
     assert _message(f"resources:\n  {text}\n") == f"task.yaml:2: resources.{expected}"
 
 
+def test_an_item_of_a_list_has_its_own_line() -> None:
+    assert _message("resources:\n  infra:\n  - aws/us-east-1\n  - gpc\n  - aws//x\n").splitlines() == [
+        "2 problems:",
+        "  task.yaml:4: resources.infra[1]: 'gpc' is not a known cloud; did you mean 'gcp'?",
+        f"  task.yaml:5: resources.infra[2]: 'aws//x' is not a place; {INFRA}",
+    ]
+
+
 @pytest.mark.parametrize(("text", "expected"), TASKS)
 def test_tasks(text: str, expected: str) -> None:
     last_line = text.count("\n") + 1
@@ -250,6 +268,9 @@ def test_tasks(text: str, expected: str) -> None:
 def test_pairs_that_exclude_each_other() -> None:
     assert _message("resources:\n  infra: aws\n  cloud: gcp\n") == (
         "task.yaml:2: resources.infra: infra together with cloud; use infra alone"
+    )
+    assert _message("resources:\n  infra: aws\n  region: us-east-1\n") == (
+        "task.yaml:2: resources.infra: infra together with region; use infra: aws/us-east-1"
     )
     assert _message("resources:\n  gpus: A\n  accelerators: B\n") == (
         "task.yaml:2: resources.gpus: gpus together with accelerators; use one of the two; they mean the same"

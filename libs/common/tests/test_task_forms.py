@@ -26,6 +26,7 @@ from skyloom_common.contracts.task.model import (
     WaitFor,
 )
 from skyloom_common.contracts.task.parse import parse_task_file, parse_task_mapping
+from skyloom_common.contracts.task.places import Place, accepts, clouds_of, places_of
 from skyloom_common.core.errors import InvalidTask
 
 A, V, H = (AcceleratorSpec(name, 8) for name in ("A100", "V100", "H100"))
@@ -69,10 +70,50 @@ def test_places(text: str, expected: tuple[Any, ...]) -> None:
     assert (found.cloud, found.region, found.zone) == expected
 
 
+LISTS = [
+    ("region: [us-east-1, us-west-2]", (None, "us-east-1,us-west-2", None, ())),
+    ("region: 'us-east-1, us-west-2'", (None, "us-east-1,us-west-2", None, ())),
+    ("cloud: 'AWS,gcp'", ("aws,gcp", None, None, ())),
+    ("cloud: aws, zone: [us-east-1a, us-east-1b, us-east-1a]", ("aws", None, "us-east-1a,us-east-1b", ())),
+    ("cloud: aws, region: us-*", ("aws", "us-*", None, ())),
+    ("infra: [aws/us-east-1, aws/us-west-2]", ("aws", "us-east-1,us-west-2", None, ())),
+    ("infra: 'aws/us-east-1, aws/us-west-2'", ("aws", "us-east-1,us-west-2", None, ())),
+    ("infra: 'aws/us-east-1,us-west-2'", ("aws", "us-east-1,us-west-2", None, ())),
+    ("infra: 'gcp/us-west1/us-west1-a,us-west1-b'", ("gcp", "us-west1", "us-west1-a,us-west1-b", ())),
+    ("infra: 'k8s/a,team/b'", ("kubernetes", "a,team/b", None, ())),
+    ("infra: ['*/us-east-1', '*/us-west-2']", (None, "us-east-1,us-west-2", None, ())),
+    ("infra: [aws]", ("aws", None, None, ())),
+    ("infra: [aws, '*']", (None, None, None, ())),
+    ("infra: [aws/us-east-1, gcp]", (None, None, None, ("aws/us-east-1", "gcp"))),
+    ("infra: aws/us-*", ("aws", "us-*", None, ())),
+    ("infra: [aws, aws/us-east-1]", (None, None, None, ("aws", "aws/us-east-1"))),
+    ("cloud: vast, region: 'Georgia, US, NA'", ("vast", "Georgia, US, NA", None, ())),
+    ("cloud: vast, region: ['Georgia, US, NA', 'CA, NA']", ("vast", "Georgia, US, NA,CA, NA", None, ())),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), LISTS)
+def test_lists_of_places(text: str, expected: tuple[Any, ...]) -> None:
+    found = resources(text)
+    assert (found.cloud, found.region, found.zone, found.infra) == expected
+
+
+def test_places_of_a_list_are_told_apart() -> None:
+    found = resources("cloud: vast, region: ['Georgia, US, NA', 'CA, NA']")
+    assert [place.region for place in places_of(found)] == ["Georgia, US, NA", "CA, NA"]
+    pairs = resources("infra: [aws/us-*, k8s/team/x]")
+    assert places_of(pairs) == (Place("aws", "us-*"), Place("kubernetes", "team/x"))
+    assert accepts(pairs, "aws", "us-west-2", "us-west-2a")
+    assert not accepts(pairs, "aws", "eu-west-1", "")
+    assert clouds_of(pairs) == {"aws", "kubernetes"}
+    assert clouds_of(resources("region: [a, b]")) is None
+
+
 SIZES = [
     ("cpus: 4", "cpus", Quantity(4)),
     ("cpus: '4+'", "cpus", Quantity(4, at_least=True)),
     ("cpus: 4+", "cpus", Quantity(4, at_least=True)),
+    ("memory: 2x+", "memory", Quantity(2, at_least=True, per_cpu=True)),
     ("cpus: 0.5", "cpus", Quantity(0.5)),
     ("memory: 16", "memory", Quantity(16)),
     ("memory: 500+", "memory", Quantity(500, at_least=True)),

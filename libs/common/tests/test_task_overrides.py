@@ -80,6 +80,42 @@ def test_older_place_fields_of_an_entry_replace_what_they_name() -> None:
     ]
 
 
+EU_PAIRS = ("aws/eu-west-1", "aws/eu-west-2", "gcp/eu-west-1", "gcp/eu-west-2")
+LISTED = [
+    ("any_of: [{region: eu-west-1}]", (None, None, None, ("aws/eu-west-1", "gcp/eu-west-1"))),
+    ("any_of: [{cloud: azure}]", ("azure", None, None, ())),
+    ("any_of: [{infra: '*'}]", (None, None, None, ())),
+    ("any_of: [{infra: [azure, oci/x]}]", (None, None, None, ("azure", "oci/x"))),
+    ("any_of: [{infra: '*/x,y'}]", (None, "x,y", None, ())),
+    ("any_of: [{cpus: 4}]", (None, None, None, ("aws/us-east-1", "gcp"))),
+]
+
+
+@pytest.mark.parametrize(("entry", "expected"), LISTED)
+def test_entries_over_a_list_of_places(entry: str, expected: tuple[Any, ...]) -> None:
+    specs, _ = alternatives(resources("infra: [aws/us-east-1, gcp], " + entry))
+    fields = [(spec.cloud, spec.region, spec.zone, spec.infra) for spec in specs]
+    assert fields == [expected]
+
+
+PLACE_FLAGS = [
+    ({"infra": ("aws/us-east-1", "gcp")}, (None, None, None, ("aws/us-east-1", "gcp"))),
+    ({"infra": "aws/us-east-1,us-west-2"}, ("aws", "us-east-1,us-west-2", None, ())),
+    ({"infra": ("none",)}, (None, None, None, ())),
+    ({"region": "eu-west-1,eu-west-2"}, (None, None, None, EU_PAIRS)),
+    ({"cloud": "aws"}, ("aws", None, None, ())),
+    ({"cpus": "8"}, (None, None, None, ("aws/us-east-1/us-east-1a", "gcp/us-west1"))),
+]
+
+
+@pytest.mark.parametrize(("given", "expected"), PLACE_FLAGS)
+@pytest.mark.parametrize("form", ["infra: {}", "cpus: 2, any_of: [{{infra: {}}}]"])
+def test_place_flags_over_lists(form: str, given: dict[str, Any], expected: tuple[Any, ...]) -> None:
+    own = task("resources: {" + form.format("[aws/us-east-1/us-east-1a, gcp/us-west1]") + "}")
+    (found,), _ = alternatives(apply_overrides(own, given).resources)
+    assert (found.cloud, found.region, found.zone, found.infra) == expected
+
+
 def test_a_list_of_accelerators_in_an_entry_brings_its_order() -> None:
     specs, _ = alternatives(ResourcesSpec(any_of=(resources("accelerators: [A:1, B:1]"),)))
     assert specs[0].accelerators_ordered

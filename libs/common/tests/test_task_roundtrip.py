@@ -33,6 +33,7 @@ from skyloom_common.contracts.task.model import (
     WaitFor,
 )
 from skyloom_common.contracts.task.parse import parse_task_file, parse_task_mapping
+from skyloom_common.contracts.task.places import Place, joined, packed
 from skyloom_common.contracts.task.validate import validate_task_file
 from skyloom_common.contracts.task.write import task_file_to_yaml, task_to_yaml_config
 from skyloom_common.core.wire import dumps, loads
@@ -97,6 +98,23 @@ entry_places: st.SearchStrategy[dict[str, Any]] = places | st.builds(
     region=place_names | st.just("*"),
     zone=place_names | st.just("*"),
 )
+name_lists = st.lists(place_names, min_size=1, max_size=3).map(joined)
+one_place = st.builds(
+    Place, st.sampled_from(["aws", "gcp", "local"]), maybe(place_names | st.just("us-*")), maybe(place_names)
+)
+
+
+def place_lists(frees: bool) -> st.SearchStrategy[dict[str, Any]]:
+    """Lists as `infra` gives them, and as the older fields do."""
+    older = st.builds(
+        dict,
+        cloud=maybe(st.sampled_from(["aws", "aws,gcp"])),
+        region=maybe(name_lists),
+        zone=maybe(name_lists),
+    )
+    return older | st.lists(one_place, min_size=1, max_size=4).map(lambda found: packed(found, frees=frees))
+
+
 autostops = st.just(AutostopSpec(enabled=False)) | st.builds(
     AutostopSpec,
     enabled=st.just(True),
@@ -127,13 +145,13 @@ def port_lists(draw: st.DrawFn) -> tuple[str, ...]:
 def resource_specs(draw: st.DrawFn, *, entry: bool = False) -> ResourcesSpec:
     found = draw(accelerator_sets)
     return ResourcesSpec(
-        **draw(entry_places if entry else places),
+        **draw((entry_places if entry else places) | place_lists(entry)),
         instance_type=draw(maybe(place_names)),
         cpus=draw(maybe(st.builds(Quantity, sizes, at_least=st.booleans()))),
         memory=draw(
             maybe(
                 st.builds(Quantity, sizes, at_least=st.booleans())
-                | st.builds(Quantity, sizes, per_cpu=st.just(True))
+                | st.builds(Quantity, sizes, at_least=st.booleans(), per_cpu=st.just(True))
             )
         ),
         accelerators=found,

@@ -75,6 +75,27 @@ def test_how_far_a_failure_reaches() -> None:
     assert capacity.penalty("red", "r1", "r1a", "m16", False) == 0
 
 
+def test_a_failure_of_a_whole_region_or_cloud_is_told_by_leaving_the_rest_out() -> None:
+    region = remember([outcome("insufficient_capacity", zone="")], NOW)
+    assert region.penalty("red", "r1", "r1b", "m8", False) > 0 == region.penalty("red", "r2", "", "m8", False)
+    cloud = remember([outcome("insufficient_capacity", region="", zone="")], NOW)
+    assert (
+        cloud.penalty("red", "r2", "r2a", "m8", False) > 0 == cloud.penalty("red", "r2", "r2a", "m16", False)
+    )
+
+
+def test_denied_access_concerns_every_type_there_and_no_capacity() -> None:
+    denied = remember([outcome("access_denied", zone="")], NOW)
+    assert denied.penalty("red", "r1", "r1a", "m16", True) > 0 == denied.penalty("red", "r2", "", "m8", False)
+    assert denied.chance("red", "r1", "r1a", "m16", True) < 0.5 and not denied.capacity.tallies
+
+
+def test_a_price_limit_is_remembered_for_the_place_and_says_nothing_about_capacity() -> None:
+    dear = remember([outcome("price_limit_exceeded", zone="r1a")], NOW)
+    assert dear.penalty("red", "r1", "r1a", "m8", False) > 0 == dear.penalty("red", "r1", "r1b", "m8", False)
+    assert not dear.capacity.tallies and dear.chance("red", "r1", "r1a", "m8", False) == pytest.approx(0.85)
+
+
 def test_what_is_nobodys_fault_is_not_held_against_the_place() -> None:
     assert regions(outcome("operation_cancelled"), outcome("throttled")) == ["r1", "r2", "east"]
 

@@ -163,7 +163,7 @@ async def test_outcomes_are_pruned_and_read_by_age(tmp_path: Path) -> None:
     await database.close()
 
 
-async def test_the_migration_makes_the_same_table(tmp_path: Path) -> None:
+async def test_the_migrations_make_the_same_tables(tmp_path: Path) -> None:
     """A database made by Alembic and one made from the tables have the same columns and indexes."""
     from alembic import command
     from alembic.config import Config
@@ -177,11 +177,16 @@ async def test_the_migration_makes_the_same_table(tmp_path: Path) -> None:
 
     def shape(connection: Connection) -> Any:
         inspector = inspect(connection)
-        found = inspector.get_columns("launch_outcomes")
-        return (
-            [(column["name"], str(column["type"]), column["nullable"]) for column in found],
-            [index["name"] for index in inspector.get_indexes("launch_outcomes")],
-        )
+        return {
+            table: (
+                [
+                    (item["name"], str(item["type"]), item["nullable"])
+                    for item in inspector.get_columns(table)
+                ],
+                sorted(str(index["name"]) for index in inspector.get_indexes(table)),
+            )
+            for table in inspector.get_table_names()
+        }
 
     migrated, fresh = (Database(f"sqlite:///{tmp_path}/{name}.db") for name in ("migrated", "fresh"))
     async with migrated.write() as connection:

@@ -64,6 +64,8 @@ class FakeOptimizer:
 
     requests: list[PlanRequest] = field(default_factory=list)
     outcomes: list[LaunchOutcome] = field(default_factory=list)
+    """Each id once, as the real one records them; `heard` has the repetitions too."""
+    heard: list[LaunchOutcome] = field(default_factory=list)
     away: int = 0
 
     async def plan(self, request: PlanRequest) -> Plan:
@@ -81,7 +83,9 @@ class FakeOptimizer:
         return {"clouds": [{"name": "aws"}, {"name": "fake"}]}
 
     async def record_outcome(self, outcome: LaunchOutcome) -> None:
-        self.outcomes.append(outcome)
+        self.heard.append(outcome)
+        if outcome.id not in {known.id for known in self.outcomes}:
+            self.outcomes.append(outcome)
 
 
 @dataclass
@@ -156,6 +160,7 @@ class Rig:
         provisioner.keeper._task.cancel()  # type: ignore[union-attr]
         for part in (provisioner.runner, provisioner.executor, provisioner.collector, provisioner.watches):
             await part.stop()
+        await provisioner.outcomes.stop()
         await provisioner.announcer.stop()
         async with provisioner.database.write() as connection:
             await connection.execute(provisioner.keeper._tables.replicas.delete())

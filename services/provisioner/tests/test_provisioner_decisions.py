@@ -104,6 +104,11 @@ def test_a_summary_names_the_first_attempts() -> None:
         (ResourcesSpec(cloud="AWS", region="us-east-1"), 1, 0),
         (ResourcesSpec(use_spot=True), 1, 1),
         (ResourcesSpec(any_of=(ResourcesSpec(cloud="gcp"), ResourcesSpec(cloud="aws"))), 1, 0),
+        (ResourcesSpec(cloud="aws", region="us-west-2,us-east-1"), 1, 0),
+        (ResourcesSpec(cloud="aws", region="us-*"), 1, 0),
+        (ResourcesSpec(infra=("gcp", "aws/us-east-1")), 1, 0),
+        (ResourcesSpec(infra=("gcp", "aws/us-west-2")), 1, 1),
+        (ResourcesSpec(cloud="gcp", region="us-west-2,us-west-1"), 1, 1),
     ],
 )
 def test_fit(resources: ResourcesSpec, nodes: int, problems: int) -> None:

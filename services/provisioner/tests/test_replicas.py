@@ -77,6 +77,7 @@ async def _die_silently(rig: Any) -> None:
     provisioner._look.cancel()
     for part in (provisioner.runner, provisioner.executor, provisioner.collector, provisioner.watches):
         await part.stop()
+    await provisioner.outcomes.stop()
     await provisioner.database.close()
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         StartRequest,
         StopRequest,
     )
+    from skyloom_common.contracts.dag import DagPlan, DagPlanRequest
     from skyloom_common.contracts.jobs import CancelJobs, Job
     from skyloom_common.contracts.operations import Operation
     from skyloom_common.contracts.plan import AcceleratorList, Plan, PlanRequest
@@ -99,6 +100,12 @@ class Gateway:
 
         body = self.transport.call("POST", "/plans", body=_encoded(request), key=new_key())
         return _decoded(Plan, json.loads(body))
+
+    def plan_dag(self, request: DagPlanRequest) -> DagPlan:
+        from skyloom_common.contracts.dag import DagPlan
+
+        body = self.transport.call("POST", "/plans/dag", body=_encoded(request), key=new_key())
+        return _decoded(DagPlan, json.loads(body))
 
     # --- operations ---
 

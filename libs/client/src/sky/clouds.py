@@ -154,6 +154,13 @@ class CloudRegistry:
             raise ValueError(f"Cloud {name!r} is not known{did_you_mean(name, self._kinds)}")
         return self._kinds[key]()
 
+    def named(self, name: str) -> Cloud:
+        """Also for clouds without a class of their own: those that only sell, and a deployment's own."""
+        if name in self:
+            return self._kinds[name.lower()]()
+        kind: type[Cloud] = type(name.capitalize(), (Cloud,), {"NAME": name.lower()})
+        return kind()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._kinds)
 

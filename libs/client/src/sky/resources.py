@@ -9,6 +9,7 @@ from typing import Any
 from sky.clouds import CLOUD_REGISTRY, Cloud
 from sky.specs import parse_resources
 from skyloom_common.contracts.task.model import AcceleratorSpec, ResourcesSpec
+from skyloom_common.contracts.task.places import PARTS, accepts, listed, place_text, places_of
 
 FIELDS = (
     "cloud", "instance_type", "cpus", "memory", "accelerators", "accelerator_args", "infra", "use_spot", "job_recovery",
@@ -22,17 +23,17 @@ class Resources:
 
     def __init__(
         self,
-        cloud: Cloud | str | None = None,
+        cloud: Cloud | str | Sequence[Cloud | str] | None = None,
         instance_type: str | None = None,
         cpus: float | str | None = None,
         memory: float | str | None = None,
         accelerators: str | Mapping[str, int | float] | Sequence[str] | set[str] | None = None,
         accelerator_args: Mapping[str, Any] | None = None,
-        infra: str | None = None,
+        infra: str | Sequence[str] | None = None,
         use_spot: bool | None = None,
         job_recovery: str | Mapping[str, Any] | None = None,
-        region: str | None = None,
-        zone: str | None = None,
+        region: str | Sequence[str] | None = None,
+        zone: str | Sequence[str] | None = None,
         image_id: str | Mapping[str, str] | None = None,
         disk_size: int | str | None = None,
         disk_tier: str | None = None,
@@ -50,8 +51,8 @@ class Resources:
         spot_recovery: str | Mapping[str, Any] | None = None,
     ) -> None:
         values = {name: value for name, value in locals().items() if name in FIELDS and value is not None}
-        if isinstance(cloud, Cloud):
-            values["cloud"] = cloud.canonical_name()
+        if cloud is not None:
+            values["cloud"] = _cloud_names(cloud)
         if isinstance(accelerators, set):
             values["accelerators"] = {str(item): None for item in sorted(accelerators)}
         if spot_recovery is not None:
@@ -93,25 +94,30 @@ class Resources:
         base = self.to_yaml_config()
         if "infra" in overrides or {"cloud", "region", "zone"} & set(overrides):
             base.pop("infra", None)
-            base.update(
-                {
-                    k: v
-                    for k in ("cloud", "region", "zone")
-                    if (v := getattr(self._spec, k)) and "infra" not in overrides
-                }
-            )
-        if "cloud" in overrides:
-            cloud = overrides["cloud"]
-            overrides["cloud"] = cloud.canonical_name() if isinstance(cloud, Cloud) else cloud
+            base.update(self._place_under(overrides))
+        if overrides.get("cloud") is not None:
+            overrides["cloud"] = _cloud_names(overrides["cloud"])
         hooks = overrides.pop("hooks", self._hooks)
         merged = {name: value for name, value in {**base, **overrides}.items() if value is not None}
         return Resources._of(parse_resources(merged), tuple(hooks or ()))
+
+    def _place_under(self, overrides: Mapping[str, Any]) -> dict[str, Any]:
+        """What stays of the place where `overrides` changes part of it."""
+        if "infra" in overrides:
+            return {}
+        if not self._spec.infra:
+            return {name: list(listed(value)) for name in PARTS if (value := getattr(self._spec, name))}
+        if "cloud" in overrides:
+            return {}
+        raise ValueError("copy: the places of a list change as a whole; say infra=[...]")
 
     # --- what it says ---
 
     @property
     def cloud(self) -> Cloud | None:
-        return CLOUD_REGISTRY.from_str(self._spec.cloud)
+        """None also where several are named; `infra` has them."""
+        names = listed(self._spec.cloud)
+        return CLOUD_REGISTRY.named(names[0]) if len(names) == 1 else None
 
     @property
     def region(self) -> str | None:
@@ -123,10 +129,9 @@ class Resources:
 
     @property
     def infra(self) -> str | None:
-        parts = [self._spec.cloud, self._spec.region, self._spec.zone]
-        while parts and parts[-1] is None:
-            parts.pop()
-        return "/".join(part or "*" for part in parts) or None
+        """Several places with commas between them."""
+        text = ",".join(place_text(place) for place in places_of(self._spec))
+        return None if text == "*" else text
 
     @property
     def instance_type(self) -> str | None:
@@ -225,7 +230,7 @@ class Resources:
 
     def is_launchable(self) -> bool:
         """A cloud and a machine type are named."""
-        return self._spec.cloud is not None and self._spec.instance_type is not None
+        return self.cloud is not None and self._spec.instance_type is not None
 
     def assert_launchable(self) -> Resources:
         if not self.is_launchable():
@@ -255,10 +260,10 @@ class Resources:
     def less_demanding_than(self, other: Resources) -> bool:
         """Would a machine made for `other` do for this? What is not said is not demanded."""
         mine, theirs = self._spec, other._spec
-        for name in ("cloud", "region", "zone", "instance_type"):
-            wanted = getattr(mine, name)
-            if wanted is not None and wanted != getattr(theirs, name):
-                return False
+        if not all(accepts(mine, *(part or "" for part in place)) for place in places_of(theirs)):
+            return False
+        if mine.instance_type not in (None, theirs.instance_type):
+            return False
         if mine.use_spot is not None and bool(mine.use_spot) != bool(theirs.use_spot):
             return False
         for name in ("cpus", "memory", "disk_size"):
@@ -285,6 +290,14 @@ class Resources:
     def __repr__(self) -> str:
         given = ", ".join(f"{key}={value!r}" for key, value in self.to_yaml_config().items())
         return f"Resources({given})"
+
+
+def _cloud_names(cloud: Cloud | str | Sequence[Cloud | str]) -> str | list[str]:
+    if isinstance(cloud, str):
+        return cloud
+    if isinstance(cloud, Cloud):
+        return cloud.canonical_name()
+    return [one.canonical_name() if isinstance(one, Cloud) else one for one in cloud]
 
 
 def _name(one: AcceleratorSpec) -> str:

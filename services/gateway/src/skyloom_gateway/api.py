@@ -29,6 +29,7 @@ from skyloom_common.contracts.clusters import (
     StartRequest,
     StopRequest,
 )
+from skyloom_common.contracts.dag import DagPlan, DagPlanRequest
 from skyloom_common.contracts.files import ChunksAnswer, ManifestAnswer
 from skyloom_common.contracts.http import IDEMPOTENCY_KEY
 from skyloom_common.contracts.jobs import CancelJobs, CancelledJobs, JobList
@@ -84,6 +85,10 @@ def _add_plans(router: APIRouter, provisioner: ProvisionerClient, optimizer: Opt
     async def plans(request: Request, body: PlanRequest) -> Response:
         return await relay.small(provisioner, request, "/v1/plans")
 
+    @router.post(f"{API}/plans/dag", response_model=DagPlan)
+    async def dag_plans(request: Request, body: DagPlanRequest) -> Response:
+        return await relay.small(provisioner, request, "/v1/plans/dag")
+
     asked = parameters("name", "count", "cloud", "region", "all", "all_regions")
 
     @router.get(f"{API}/accelerators", response_model=AcceleratorList, openapi_extra=asked)
@@ -108,7 +113,9 @@ def _add_catalog(router: APIRouter, optimizer: OptimizerClient) -> None:
     async def refresh(request: Request, body: CatalogRefreshRequest) -> Response:
         return await relay.small(optimizer, request, "/v1/catalog/refresh")
 
-    asked = parameters("cloud", "instance_type", "region", "zone", "spot", "since")
+    asked = parameters(
+        "cloud", "instance_type", "accelerator", "region", "zone", "spot", "since", "until", "step", "points"
+    )
 
     @router.get(f"{API}/prices/history", response_model=PriceHistory, openapi_extra=asked)
     async def prices(request: Request) -> Response:

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 
 from skyloom_common.contracts.plan import Conflict
 from skyloom_common.contracts.task.model import Quantity
+from skyloom_common.contracts.task.places import PARTS, listed
 from skyloom_optimizer.feasible import feasible_only
 from skyloom_optimizer.gate import Gate
 from skyloom_optimizer.names import number_text
-from skyloom_optimizer.needs import Need, accelerator_text, quantity_text, without
+from skyloom_optimizer.needs import Need, accelerator_text, placed, quantity_text, wholes, without
 from skyloom_optimizer.snapshot import OfferSnapshot
 
 _SPEC_FIELDS = (
+    "infra",
     "cloud",
     "region",
     "zone",
@@ -49,7 +51,7 @@ _MOST_CHECKS = 80
 def conflicts_of(needs: Sequence[Need], worlds: Sequence[OfferSnapshot], gate: Gate) -> tuple[Conflict, ...]:
     """Minimal sets over all needs; empty where the offers themselves hold nothing at all."""
     found: dict[tuple[str, ...], Conflict] = {}
-    for need in needs[:_MOST_CONFLICTS]:
+    for need in wholes(needs)[:_MOST_CONFLICTS]:
         for fields in _Search(need, worlds, gate).sets():
             words = tuple(field_text(need, gate, name) for name in fields)
             found.setdefault(words, Conflict(words, sentence(words)))
@@ -112,7 +114,11 @@ class _Search:
             # The size that is taken where nothing is asked is not the user's requirement.
             need = dataclasses.replace(need, spec=dataclasses.replace(need.spec, cpus=_ANY_SIZE))
         gate = self._gate.open(*(name for name in dropped if name in _DOORS))
-        return any(feasible_only(need, world, gate).machines.any() for world in self._worlds)
+        return any(
+            feasible_only(one, world, gate).machines.any()
+            for one in placed(need, self._worlds)
+            for world in self._worlds
+        )
 
 
 def field_text(need: Need, gate: Gate, name: str) -> str:
@@ -134,6 +140,9 @@ def field_text(need: Need, gate: Gate, name: str) -> str:
         value = quantity_text(value)
     elif name == "ports":
         value = ", ".join(value)
+    elif name in ("infra", *PARTS):
+        names = value if name == "infra" else listed(value)
+        value = names[0] if len(names) == 1 else f"[{', '.join(names)}]"
     elif name == "max_hourly_cost":
         value = number_text(value)
     return f"{name}: {str(value).lower() if isinstance(value, bool) else value}"

@@ -241,7 +241,7 @@ class _Problem:
             ]
             found = label_solver.solve(unary, edges, self.expired)
             return self._solved(graph, found.labels, found.value, found.bound, found.method)
-        answer = schedule.solve(graph, per_usd, per_hour, self.request.time_limit_seconds, self.expired)
+        answer = schedule.solve(graph, per_usd, per_hour, self.expired)
         return self._solved(graph, answer.labels, answer.value, answer.bound, answer.method)
 
     @cached_property

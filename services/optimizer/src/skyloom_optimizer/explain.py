@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 
 from skyloom_common.contracts.explain import data, lines
 from skyloom_common.contracts.plan import Conflict, Expectation, Offer, Plan, Reason
+from skyloom_common.contracts.task.places import clouds_of
 from skyloom_common.core.errors import ResourcesUnavailable
+from skyloom_optimizer.conflicts import field_text
 from skyloom_optimizer.feasible import device_numbers, feasible_only
 from skyloom_optimizer.gate import Gate
 from skyloom_optimizer.names import number_text
-from skyloom_optimizer.needs import Need, describe, quantity_text, without
+from skyloom_optimizer.needs import Need, describe, placed, wholes, without
 from skyloom_optimizer.snapshot import OfferSnapshot
 
 _RELAXABLE = (
+    "infra",
     "region",
     "zone",
     "cloud",
@@ -140,10 +143,16 @@ def explain_empty(
     needs: Sequence[Need], worlds: Worlds, gate: Gate, conflicts: Sequence[Conflict] = ()
 ) -> tuple[str, ...]:
     """First the sentence that says what is impossible, then what contradicts what (fewest first), then what would be possible."""
+    needs = wholes(needs)
     hints: list[str] = []
     for need in needs:
-        if need.spec.cloud and not any(need.spec.cloud in world.clouds for world in worlds):
-            hints.append(f"{need.spec.cloud} has nothing to offer here; see: sky check {need.spec.cloud}")
+        clouds = clouds_of(need.spec)
+        if clouds and not any(cloud in world.clouds for world in worlds for cloud in clouds):
+            names = sorted(clouds)
+            hints.append(
+                f"{' and '.join(names)} {'has' if len(names) == 1 else 'have'} nothing to offer here; "
+                f"see: sky check {' '.join(names)}"
+            )
             continue
         count = _count_sentence(need, worlds)
         explored = not count and len(hints) < _MOST_HINTS
@@ -163,13 +172,13 @@ def _count_sentence(need: Need, worlds: Worlds) -> str | None:
     if wanted is None or wanted.name is None:
         return None
     sizes: dict[float, tuple[float, str]] = {}
-    name = wanted.name
+    name, clouds = wanted.name, clouds_of(need.spec)
     for world in worlds:
         devices, _ = device_numbers(wanted, world)
         lowest = world.lowest(need.use_spot, world.open_offers)
         for machine in np.flatnonzero(np.isin(world.machines.accelerator, devices)).tolist():
             cloud = world.clouds[int(world.machines.cloud[machine])]
-            if need.spec.cloud in (None, cloud):
+            if clouds is None or cloud in clouds:
                 name = world.accelerators[int(world.machines.accelerator[machine])].name
                 found = (float(lowest[machine]), f"{cloud}/{world.machines.name[machine]}")
                 count = float(world.machines.accelerator_count[machine])
@@ -198,7 +207,9 @@ def _relaxations(need: Need, worlds: Worlds, gate: Gate) -> list[str]:
         for fields in combinations(present, size):
             best = _cheapest(without(need, *fields), worlds, gate)
             if best is not None:
-                found.append(f"without {' and '.join(_field(need, name) for name in fields)}: {best}")
+                found.append(
+                    f"without {' and '.join(field_text(need, gate, name) for name in fields)}: {best}"
+                )
         if found:
             return found[:_MOST_HINTS]
     return found
@@ -222,8 +233,8 @@ def _gate_hints(need: Need, worlds: Worlds, gate: Gate) -> list[str]:
 
 def _cheapest(need: Need, worlds: Worlds, gate: Gate) -> str | None:
     best: tuple[float, str] | None = None
-    for world in worlds:
-        feasible = feasible_only(need, world, gate)
+    for one, world in product(placed(need, worlds), worlds):
+        feasible = feasible_only(one, world, gate)
         if not feasible.machines.any():
             continue
         price = np.where(feasible.machines, feasible.lowest, np.inf)
@@ -233,15 +244,6 @@ def _cheapest(need: Need, worlds: Worlds, gate: Gate) -> str | None:
         entry = (float(price[machine]), f"{cloud}/{world.machines.name[machine]} ({cost})")
         best = entry if best is None else min(best, entry)
     return best[1] if best else None
-
-
-def _field(need: Need, name: str) -> str:
-    value = getattr(need.spec, name)
-    if name in ("cpus", "memory"):
-        value = quantity_text(value)
-    elif name == "ports":
-        value = ", ".join(value)
-    return f"{name}: {str(value).lower() if isinstance(value, bool) else value}"
 
 
 __all__ = ["Standing", "data", "explain_empty", "lines", "place_reasons", "unavailable"]

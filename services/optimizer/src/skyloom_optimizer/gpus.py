@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
 import numpy as np
 
 from skyloom_common.contracts.plan import AcceleratorList, AcceleratorOffer, AcceleratorSummary
+from skyloom_common.contracts.task.model import AcceleratorSpec
+from skyloom_common.contracts.task.placement import CLOUDS, OURS
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_common.core.text import did_you_mean
+from skyloom_common.core.text import did_you_mean, few, nearest_few
 from skyloom_optimizer.catalog.ages import age_in_days
-from skyloom_optimizer.feasible import count_mask, place_mask
+from skyloom_optimizer.devices import count_mask, device_mask
+from skyloom_optimizer.names import COMMON, number_text
+from skyloom_optimizer.placing import place_mask
 from skyloom_optimizer.snapshot import NO_ACCELERATOR, Floats, Ints, Mask, OfferSnapshot, known
 
-COMMON = frozenset(
-    {
-        "A10",
-        "A100",
-        "A100-80GB",
-        "A10G",
-        "B200",
-        "B300",
-        "GH200",
-        "H100",
-        "H200",
-        "L4",
-        "L40S",
-        "MI300X",
-        "T4",
-    }
-    | {"RTX4090", "RTX5090", "RTXPRO6000", "V100", "V100-32GB"}
-)
 SAME_SHARE = 0.005
+_MEMORY = re.compile(r"(?:(?P<vendor>[a-z]+):)?(?P<size>[0-9]+(?:\.[0-9]+)?)g(?:i?b)?(?P<plus>\+)?")
 FAMILIES = ("common", "google_tpu", "other")
 
 
@@ -53,16 +42,29 @@ class AcceleratorQuery:
 
 def list_accelerators(query: AcceleratorQuery, snapshot: OfferSnapshot) -> AcceleratorList:
     """Raises InvalidRequest for a cloud or region that does not exist; an unknown device gives a hint."""
+    if query.cloud is not None and query.cloud not in snapshot.clouds and query.cloud in (*CLOUDS, *OURS):
+        return AcceleratorList(hints=(_own(query.cloud),))
     _check(query, snapshot)
     if query.name is None:
         return AcceleratorList(summaries=tuple(_summaries(query, snapshot)))
     devices, others = _devices(query.name, query.count or 1.0, snapshot)
     if not devices:
-        guess = snapshot.names.nearest(query.name)
-        maybe = f"; did you mean {guess!r}?" if guess else "; list them all with: sky gpus list --all"
-        return AcceleratorList(hints=(f"{query.name!r} is not a known accelerator{maybe}",))
+        guesses = nearest_few(query.name, snapshot.names.known())
+        maybe = (
+            f"did you mean {' or '.join(map(repr, guesses))}?"
+            if guesses
+            else "list them all with: sky gpus list --all"
+        )
+        return AcceleratorList(hints=(f"{query.name!r} is not a known accelerator; {maybe}",))
     offers = _offers(query, snapshot, devices)
-    return AcceleratorList(offers=offers, hints=tuple(_offer_hints(query, offers, others)))
+    if not offers:
+        return AcceleratorList(hints=(_nothing(query, snapshot, devices),))
+    return AcceleratorList(offers=offers, hints=_similar(others))
+
+
+def _own(cloud: str) -> str:
+    """For what sells nothing: own machines, and clouds whose prices nobody lists."""
+    return f"{cloud} has no price list here, so no accelerators are listed; see what it has with: sky check {cloud}"
 
 
 def family(name: str) -> str:
@@ -75,7 +77,7 @@ def _check(query: AcceleratorQuery, snapshot: OfferSnapshot) -> None:
     if query.count is not None and query.count <= 0:
         raise InvalidRequest(f"count: {query.count:g} is not above 0")
     if query.cloud is not None and query.cloud not in snapshot.clouds:
-        guess = did_you_mean(query.cloud, snapshot.clouds)
+        guess = did_you_mean(query.cloud, (*snapshot.clouds, *CLOUDS))
         raise InvalidRequest(f"cloud: {query.cloud!r} is not in the catalog{guess}")
     if query.region is not None:
         clouds = [query.cloud] if query.cloud else snapshot.clouds
@@ -139,7 +141,22 @@ def _natural(name: str) -> tuple[str, int]:
 
 
 def _devices(name: str, count: float, snapshot: OfferSnapshot) -> tuple[list[int], list[str]]:
-    """The device that is meant, and the names of others that contain the text."""
+    """The devices that are meant (by name, wildcards or memory), and the names of others that contain the text."""
+    text = name.casefold()
+    memory = _MEMORY.fullmatch(text)
+    if memory:
+        wanted = AcceleratorSpec(
+            memory_gib=float(memory["size"]), memory_at_least=bool(memory["plus"]), vendor=memory["vendor"]
+        )
+        found = np.unique(snapshot.machines.accelerator[device_mask(wanted, snapshot)[0]])
+        return found.tolist(), []
+    if "*" in text or "?" in text:
+        every = enumerate(snapshot.accelerators)
+        return [number for number, device in every if fnmatchcase(device.name.casefold(), text)], []
+    return _named_devices(name, count, snapshot)
+
+
+def _named_devices(name: str, count: float, snapshot: OfferSnapshot) -> tuple[list[int], list[str]]:
     found = snapshot.names.find(name, count)
     text = name.casefold()
     contains = [
@@ -230,10 +247,31 @@ def _price(row: AcceleratorOffer) -> float:
     return float("inf") if row.price_per_hour is None else row.price_per_hour
 
 
-def _offer_hints(
-    query: AcceleratorQuery, offers: Sequence[AcceleratorOffer], others: Sequence[str]
-) -> Iterator[str]:
-    if not offers:
-        yield f"no offer of {query.name} fits these filters; see all with: sky gpus list {query.name}"
-    if others:
-        yield f"similar names: {', '.join(sorted(others)[:8])}"
+def _nothing(query: AcceleratorQuery, snapshot: OfferSnapshot, devices: Sequence[int]) -> str:
+    """Which numbers of it there are, where the number was the fault; else where it is sold."""
+    where = "/".join(part for part in (query.cloud, query.region) if part)
+    on = f" on {where}" if where else ""
+    if query.count is not None:
+        any_count = _offers(replace(query, count=None), snapshot, devices)
+        if any_count:
+            counts = distinct_counts({offer.count for offer in any_count})
+            sold = ", ".join(map(number_text, counts))
+            return f"{query.name}:{number_text(query.count)} is not sold{on}; {query.name} is sold in these numbers: {sold}"
+    anywhere = _offers(replace(query, count=None, cloud=None, region=None), snapshot, devices)
+    clouds = sorted({offer.cloud for offer in anywhere})
+    if not clouds:
+        return f"{query.name} is known, but no cloud sells it"
+    regions = sorted({offer.region for offer in _everywhere(query, snapshot, devices)} - {""})
+    if query.region and regions:
+        return f"{query.name} is not sold{on}; on {query.cloud or 'any cloud'} it is sold in {few(regions)}"
+    return f"{query.name} is not sold{on}; it is sold by {few(clouds, 8)}"
+
+
+def _everywhere(
+    query: AcceleratorQuery, snapshot: OfferSnapshot, devices: Sequence[int]
+) -> tuple[AcceleratorOffer, ...]:
+    return _offers(replace(query, count=None, region=None, all_regions=True), snapshot, devices)
+
+
+def _similar(others: Sequence[str]) -> tuple[str, ...]:
+    return (f"similar names: {', '.join(sorted(others)[:8])}",) if others else ()

@@ -24,11 +24,12 @@ from skyloom_optimizer.refresh.api import catalog_router
 from skyloom_optimizer.refresh.files import RefreshFiles
 from skyloom_optimizer.refresh.live import LiveCatalog
 from skyloom_optimizer.refresh.metrics import CatalogMetrics
+from skyloom_optimizer.refresh.schedule import RefreshSchedule
 from skyloom_optimizer.refresh.service import RefreshService
 from skyloom_optimizer.refresh.shared import SharedParts
 from skyloom_optimizer.settings import OptimizerSettings
 
-SCHEMA = Schema("optimizer", metadata, Path(__file__).parent / "migrations", head="0003")
+SCHEMA = Schema("optimizer", metadata, Path(__file__).parent / "migrations", head="0004")
 
 
 def create_app(settings: OptimizerSettings, clock: Clock | None = None) -> FastAPI:
@@ -40,19 +41,23 @@ def create_app(settings: OptimizerSettings, clock: Clock | None = None) -> FastA
     memory = MemoryKeeper(OutcomeStore(database), clock)
     history = PriceHistoryStore(database, clock)
     shared = None if database.is_sqlite else SharedParts(database, files)
-    refresh = RefreshService(files, live, settings.catalog, history, CatalogMetrics(registry), clock, shared)
+    metrics = CatalogMetrics(registry)
+    refresh = RefreshService(files, live, settings.catalog, history, metrics, clock, shared)
+    schedule = RefreshSchedule(database, refresh, settings.timetable, clock, metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await ensure_schema(database, SCHEMA)
         live.current.catalog.warm()
-        looking = asyncio.create_task(refresh.run_forever())
+        looking = [asyncio.create_task(refresh.run_forever()), asyncio.create_task(schedule.run_forever())]
         try:
             yield
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            for task in looking:
+                task.cancel()
+            await asyncio.gather(*looking, return_exceptions=True)
             await refresh.close()
+            await schedule.close()
             await database.close()
 
     async def readiness() -> Mapping[str, str]:
@@ -71,7 +76,7 @@ def create_app(settings: OptimizerSettings, clock: Clock | None = None) -> FastA
         registry=registry,
     )
     app.include_router(optimizer_router(live, memory, clock.now))
-    app.include_router(catalog_router(live, refresh, history, clock.now))
+    app.include_router(catalog_router(live, refresh, schedule, history, clock.now))
     return app
 
 

@@ -29,10 +29,12 @@ _FORGET_BELOW = 0.02
 # How far a failure reaches: what is not named here concerns one zone and one machine type.
 _WHOLE_CLOUD = frozenset({"credentials_invalid"})
 _WHOLE_REGION = frozenset({"quota_exceeded"})
+_ANY_TYPE = frozenset({"access_denied"})
+_PRICE = frozenset({"price_limit_exceeded"})
 _NOBODYS_FAULT = frozenset(
     {"provider_invalid_request", "throttled", "invalid_request", "operation_cancelled"}
 )
-NOT_CAPACITY = _WHOLE_CLOUD | _WHOLE_REGION | _NOBODYS_FAULT
+NOT_CAPACITY = _WHOLE_CLOUD | _WHOLE_REGION | _ANY_TYPE | _PRICE | _NOBODYS_FAULT
 """Results that say nothing about capacity."""
 
 Key = tuple[str, str, str, str, bool | None]
@@ -114,6 +116,8 @@ def scope(outcome: LaunchOutcome) -> Key:
         return (outcome.cloud, "", "", "", None)
     if outcome.result in _WHOLE_REGION:
         return (outcome.cloud, outcome.region, "", outcome.instance_type, outcome.use_spot)
+    if outcome.result in _ANY_TYPE:
+        return (outcome.cloud, outcome.region, outcome.zone, "", None)
     return (outcome.cloud, outcome.region, outcome.zone, outcome.instance_type, outcome.use_spot)
 
 

@@ -17,6 +17,25 @@ KUBERNETES_TPUS = (
     "tpu-v6e-slice",
     "tpu7x",
 )
+COMMON = frozenset(
+    {
+        "A10",
+        "A100",
+        "A100-80GB",
+        "A10G",
+        "B200",
+        "B300",
+        "GH200",
+        "H100",
+        "H200",
+        "L4",
+        "L40S",
+        "MI300X",
+        "T4",
+    }
+    | {"RTX4090", "RTX5090", "RTXPRO6000", "V100", "V100-32GB"}
+)
+"""What most people look for: the first rows of the overview, and the examples of an error."""
 _TPU = re.compile(r"tpu-?(v\d+\w*?)(?:-(\d+))?", re.IGNORECASE)
 _TPU_GENERATIONS = {"v5e": "v5litepod", "v5lite": "v5litepod"}
 _NOTE = re.compile(r"\([^)]*\)")

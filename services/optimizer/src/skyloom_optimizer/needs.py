@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import product
 from typing import Any
 
 import numpy as np
 
 from skyloom_common.contracts.task.expand import alternatives
 from skyloom_common.contracts.task.model import AcceleratorSpec, Quantity, ResourcesSpec
+from skyloom_common.contracts.task.placement import CLOUDS, OURS, PRICED
+from skyloom_common.contracts.task.places import PARTS, place_text, places_of, same_name
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_common.core.text import nearest
-from skyloom_optimizer.names import number_text
+from skyloom_common.core.text import few, nearest_few
+from skyloom_optimizer.names import COMMON, number_text
 from skyloom_optimizer.snapshot import NO_ACCELERATOR, OfferSnapshot
 
 DEFAULT_CPUS = Quantity(8, at_least=True)
@@ -40,6 +41,12 @@ class Need:
     turn: int
     spec: ResourcesSpec
     accelerator: AcceleratorSpec | None = None
+    listed: ResourcesSpec | None = None
+    """The requirements with the whole list of places of which `spec` names one."""
+
+    @property
+    def whole(self) -> ResourcesSpec:
+        return self.listed or self.spec
 
     @property
     def use_spot(self) -> bool:
@@ -60,8 +67,8 @@ class Need:
 def needs_of(resources: ResourcesSpec, worlds: Sequence[OfferSnapshot] = ()) -> list[Need]:
     """Every alternative, split by place and accelerator choice, with its turn.
 
-    A region, zone or cloud may be a list, written with commas; an accelerator name may have wildcards (`A100*`), which
-    stand for every device that some world sells.
+    A place may be a list (`places`); an accelerator name may have wildcards (`A100*`), which stand for every device that
+    some world sells.
     """
     found: list[Need] = []
     turn = 0
@@ -69,12 +76,13 @@ def needs_of(resources: ResourcesSpec, worlds: Sequence[OfferSnapshot] = ()) -> 
     for number, spec in enumerate(specs):
         for choice in spec.accelerators or (None,):
             for named in _named(choice, worlds):
-                found += [Need(number, turn, placed, named) for placed in _placed(spec)]
+                found += placed(Need(number, turn, spec, named), worlds)
             turn += spec.accelerators_ordered
         turn += in_order
     if len(found) > MOST_NEEDS:
         raise InvalidRequest(
-            f"resources: {len(found)} alternatives; at most {MOST_NEEDS} are weighed in one task"
+            f"resources: {len(found)} alternatives; at most {MOST_NEEDS} are weighed in one task; "
+            "name fewer accelerators or places"
         )
     return found
 
@@ -83,30 +91,56 @@ def _named(choice: AcceleratorSpec | None, worlds: Sequence[OfferSnapshot]) -> l
     """The devices that a name with wildcards stands for; itself where it has none, or stands for nothing."""
     if choice is None or choice.name is None or not ("*" in choice.name or "?" in choice.name):
         return [choice]
-    pattern = choice.name.casefold()
-    sold = {
+    # Those that are never sold in such numbers matter only where all are.
+    for count in (choice.count, 0.0):
+        sold = _sold(worlds, count)
+        names = sorted(name for name in sold if fnmatchcase(name.casefold(), choice.name.casefold()))
+        if names:
+            return [dataclasses.replace(choice, name=name) for name in names]
+    return [choice]
+
+
+def _sold(worlds: Sequence[OfferSnapshot], count: float) -> set[str]:
+    """Devices of which so many are in some machine."""
+    return {
         world.accelerators[number].name
         for world in worlds
-        for number in np.unique(world.machines.accelerator).tolist()
+        for number in np.unique(
+            world.machines.accelerator[world.machines.accelerator_count >= count]
+        ).tolist()
         if number != NO_ACCELERATOR
     }
-    names = sorted(name for name in sold if fnmatchcase(name.casefold(), pattern))
-    return [dataclasses.replace(choice, name=name) for name in names] or [choice]
 
 
-def _placed(spec: ResourcesSpec) -> list[ResourcesSpec]:
-    """One set of requirements for each place of a list."""
-    if not any("," in (part or "") for part in (spec.cloud, spec.region, spec.zone)):
-        return [spec]
-    parts = [_listed(part) for part in (spec.cloud, spec.region, spec.zone)]
+def placed(need: Need, worlds: Sequence[OfferSnapshot]) -> list[Need]:
+    """One need for each place of a list. Of lists of clouds and regions, only those pairs that exist."""
+    spec = need.spec
+    named = places_of(spec)
+    if len(named) == 1:
+        return [need]
+    specs = [dataclasses.replace(spec, **place._asdict(), infra=()) for place in named]
+    if not spec.infra:
+        specs = _without_strangers(specs, worlds)
+    return [dataclasses.replace(need, spec=one, listed=spec) for one in specs]
+
+
+def _without_strangers(specs: list[ResourcesSpec], worlds: Sequence[OfferSnapshot]) -> list[ResourcesSpec]:
+    """Without pairs that do not exist although each of their names does, in another pair."""
+    good = [one for one in specs if not _place_problems(one, worlds)]
+    known = {(name, getattr(one, name)) for one in good for name in PARTS}
     return [
-        dataclasses.replace(spec, cloud=cloud, region=region, zone=zone)
-        for cloud, region, zone in product(*parts)
+        one for one in specs if one in good or any((name, getattr(one, name)) not in known for name in PARTS)
     ]
 
 
-def _listed(part: str | None) -> list[str | None]:
-    return [name.strip() for name in part.split(",") if name.strip()] if part else [None]
+def wholes(needs: Sequence[Need]) -> list[Need]:
+    """The needs as they were before their lists of places were taken apart."""
+    found: list[Need] = []
+    for need in needs:
+        one = dataclasses.replace(need, spec=need.whole, listed=None)
+        if one not in found:
+            found.append(one)
+    return found
 
 
 def check_needs(needs: Sequence[Need], worlds: Sequence[OfferSnapshot]) -> tuple[list[Need], list[str]]:
@@ -116,7 +150,7 @@ def check_needs(needs: Sequence[Need], worlds: Sequence[OfferSnapshot]) -> tuple
     for need in needs:
         found = [
             *_accelerator_problem(need, worlds),
-            *_place_problems(need, worlds),
+            *_place_problems(need.spec, worlds),
             *_type_problem(need, worlds),
         ]
         problems |= dict.fromkeys(found)
@@ -138,8 +172,8 @@ def describe(need: Need) -> str:
     words += [f"memory: {quantity_text(spec.memory)}"] if spec.memory else []
     words += ["spot"] if need.use_spot else []
     words += [f"for at most ${spec.max_hourly_cost:g} an hour"] if spec.max_hourly_cost is not None else []
-    where = "/".join(part or "*" for part in (spec.cloud, spec.region, spec.zone))
-    words += [f"on {where.removesuffix('/*').removesuffix('/*')}"] if where != "*/*/*" else []
+    where = [place_text(place) for place in places_of(spec)]
+    words += [f"on {few(where)}"] if where != ["*"] else []
     return " ".join(words)
 
 
@@ -162,24 +196,43 @@ def _accelerator_problem(need: Need, worlds: Sequence[OfferSnapshot]) -> list[st
     lookups = [world.names for world in worlds]
     if any(lookup.find(wanted.name, wanted.count) for lookup in lookups):
         return []
-    known = [name for lookup in lookups for name in lookup.known()]
-    return [_unknown("accelerators", wanted.name, known, "is not a known accelerator")]
+    known = {name for lookup in lookups for name in lookup.known()}
+    return [_unknown("accelerators", wanted.name, known, "is not a known accelerator", COMMON & known)]
 
 
-def _place_problems(need: Need, worlds: Sequence[OfferSnapshot]) -> list[str]:
-    spec = need.spec
+def _place_problems(spec: ResourcesSpec, worlds: Sequence[OfferSnapshot]) -> list[str]:
+    stranger = _stranger(spec.cloud, worlds)
+    if stranger:
+        return [stranger]
     clouds = {spec.cloud} if spec.cloud else {cloud for world in worlds for cloud in world.regions}
     where = f" on {spec.cloud}" if spec.cloud else ""
     regions = {name for world in worlds for cloud in clouds for name in world.regions.get(cloud or "", ())}
     if not regions:
         return []
     problems = []
-    if spec.region and spec.region.lower() not in {name.lower() for name in regions}:
+    if spec.region and not any(same_name(spec.region, name) for name in regions):
         problems.append(_unknown("region", spec.region, regions, f"is not a region{where}"))
     if spec.zone and not any(zone_known(spec.zone, world, clouds) for world in worlds):
         zones = {zone for world in worlds for zone in _zones(world, clouds, spec.region)}
         problems.append(_unknown("zone", spec.zone, zones, f"is not a zone{where}"))
     return problems
+
+
+def _stranger(cloud: str | None, worlds: Sequence[OfferSnapshot]) -> str | None:
+    """For a cloud of which nobody has heard. One that is known but sells nothing here is not a mistake."""
+    sellers = {name for world in worlds for name in world.clouds}
+    if cloud is None or cloud in sellers or cloud in (*CLOUDS, *PRICED, *OURS):
+        return None
+    of = sorted({name for world in worlds for name, regions in world.regions.items() if cloud in regions})
+    if of:
+        return (
+            f"infra: {cloud!r} is not a cloud but a region of {few(of)}; use '*/{cloud}' or {of[0]}/{cloud}"
+        )
+    guesses = nearest_few(cloud, sellers)
+    maybe = f"; did you mean {' or '.join(map(repr, guesses))}?" if guesses else ""
+    return (
+        f"infra: {cloud!r} is not known here: neither a price list nor an offer of your own names it{maybe}"
+    )
 
 
 def zone_known(zone: str, world: OfferSnapshot, clouds: set[str] | set[str | None]) -> bool:
@@ -191,7 +244,7 @@ def zone_known(zone: str, world: OfferSnapshot, clouds: set[str] | set[str | Non
 
 def aws_region_of(zone: str) -> str | None:
     """`us-east-1` for `us-east-1a`: names of AWS zones differ per account, so the catalog has ids instead."""
-    match = re.fullmatch(r"([a-z]{2}(?:-[a-z]+)+-\d)[a-z]", zone.lower())
+    match = re.fullmatch(r"([a-z]{2}(?:-[a-z]+)+-\d)[a-f]", zone.lower())
     return match[1] if match else None
 
 
@@ -199,14 +252,14 @@ def _zones(world: OfferSnapshot, clouds: set[str] | set[str | None], region: str
     listed = {
         zone
         for (cloud, name), zones in world.known_zones.items()
-        if cloud in clouds and (region is None or region.lower() == name.lower())
+        if cloud in clouds and (region is None or same_name(region, name))
         for zone in zones
     }
     places = zip(world.places.cloud.tolist(), world.places.region, world.places.zone, strict=True)
     sold = {
         zone
         for cloud, name, zone in places
-        if zone and world.clouds[cloud] in clouds and (region is None or region.lower() == name.lower())
+        if zone and world.clouds[cloud] in clouds and (region is None or same_name(region, name))
     }
     return listed | sold
 
@@ -224,6 +277,15 @@ def _type_problem(need: Need, worlds: Sequence[OfferSnapshot]) -> list[str]:
         for number in numbers
         if cloud is None or world.clouds[int(world.machines.cloud[number])] == cloud
     }
+    sellers = sorted(
+        {
+            world.clouds[int(world.machines.cloud[m])]
+            for world in worlds
+            for m in machines_named(world, name, None)
+        }
+    )
+    if sellers:
+        return [f"instance_type: {name!r} is not sold on {cloud}; it is a machine of {few(sellers)}"]
     # Comparing with thousands of names is slow, and a slip is rarely in the first letters.
     alike = {other for other in known if other[:2].lower() == name[:2].lower()}
     where = f"on {cloud}" if cloud else "on any known cloud"
@@ -237,14 +299,14 @@ def machines_named(world: OfferSnapshot, name: str, cloud: str | None) -> list[i
     return [number for number in numbers if world.clouds[int(world.machines.cloud[number])] == cloud]
 
 
-def _unknown(field: str, value: str, known: Sequence[str] | set[str], what: str) -> str:
-    guess = nearest(value, known)
+def _unknown(field: str, value: str, known: set[str], what: str, examples: Collection[str] = ()) -> str:
+    guesses = nearest_few(value, known)
     text = f"{field}: {value!r} {what}"
-    if guess:
-        return f"{text}; did you mean {guess!r}?"
-    names = sorted(known)
-    if len(names) <= _SHOWN_NAMES:
-        return f"{text}; valid: {', '.join(names)}" if names else text
+    if guesses:
+        return f"{text}; did you mean {' or '.join(map(repr, guesses))}?"
+    names = sorted(examples or known)
+    if len(known) <= _SHOWN_NAMES:
+        return f"{text}; valid: {', '.join(sorted(known))}" if known else text
     return f"{text}; valid are, for example: {', '.join(names[:_SHOWN_NAMES])}"
 
 
@@ -255,6 +317,6 @@ def _next_command(needs: Sequence[Need]) -> str:
 
 def without(need: Need, *fields: str) -> Need:
     """The same need with some requirements dropped."""
-    nothing: dict[str, Any] = {name: () if name in ("ports", "volumes") else None for name in fields}
+    nothing: dict[str, Any] = {name: () if name in ("ports", "volumes", "infra") else None for name in fields}
     spec = dataclasses.replace(need.spec, **nothing)
     return dataclasses.replace(need, spec=spec)

@@ -239,12 +239,12 @@ def _not_first_again(ordered: list[_Entry]) -> list[_Entry]:
 
 def _select(ordered: Sequence[_Entry], most: int) -> list[_Entry]:
     """The best of each cloud and alternative, then the next best, in order; the same place only once."""
-    seen: set[tuple[int, int, bool]] = set()
+    seen: set[tuple[int, int, bool, str | None]] = set()
     leaders: set[tuple[int, str]] = set()
     first: list[int] = []
     rest: list[int] = []
     for position, entry in enumerate(ordered):
-        place = (id(entry.world), entry.row, entry.need.use_spot)
+        place = (id(entry.world), entry.row, entry.need.use_spot, entry.need.spec.zone)
         if place in seen:
             continue
         seen.add(place)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from skyloom_common.service.env import Env
 from skyloom_common.service.settings import ServiceSettings
 from skyloom_optimizer.catalog.load import CONTAINER
+from skyloom_optimizer.refresh.feeds import FEEDS
+from skyloom_optimizer.refresh.turns import Timetable
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class OptimizerSettings(ServiceSettings):
     """`catalog`: the container to load; the bundled one unless SKYLOOM_CATALOG names another file.
 
     `offers`: the deployment's own prices and offers, SKYLOOM_OFFERS or HOME/offers.yaml; it need not exist.
+    `timetable`: refreshes by itself, SKYLOOM_REFRESH_HOURS (0 = never) and SKYLOOM_REFRESH_CLOUDS.
     """
 
     SERVICE: ClassVar[str] = "optimizer"
@@ -23,6 +26,7 @@ class OptimizerSettings(ServiceSettings):
 
     catalog: Path = CONTAINER
     offers: Path | None = None
+    timetable: Timetable = field(default_factory=Timetable)
 
     @property
     def offers_file(self) -> Path:
@@ -40,4 +44,13 @@ class OptimizerSettings(ServiceSettings):
             env.bad(
                 f"SKYLOOM_OFFERS: {str(own)!r} is not a file; leave it unset to use offers.yaml in the home"
             )
-        return {"catalog": path, "offers": own}
+        return {"catalog": path, "offers": own, "timetable": _timetable(env)}
+
+
+def _timetable(env: Env) -> Timetable:
+    clouds = tuple(env.text("SKYLOOM_REFRESH_CLOUDS").lower().replace(",", " ").split())
+    for cloud in clouds:
+        if cloud not in FEEDS:
+            known = ", ".join(sorted(FEEDS))
+            env.bad(f"SKYLOOM_REFRESH_CLOUDS: {cloud!r} has no price feed (these have: {known})")
+    return Timetable(env.number("SKYLOOM_REFRESH_HOURS", 0.0, low=0, high=8760) * 3600, clouds)

@@ -28,7 +28,7 @@ from skyloom_common.contracts.events import (
 from skyloom_common.contracts.files import MAX_FILES_BODY
 from skyloom_common.core.clock import Clock, SystemClock
 from skyloom_common.core.errors import SkyloomError
-from skyloom_common.reconcile import Runner
+from skyloom_common.reconcile import Backoff, Runner
 from skyloom_common.service.app import MAX_BODY, create_service_app
 from skyloom_common.service.auth import ServiceTokenAuth
 from skyloom_common.service.run import main as run_service
@@ -62,6 +62,9 @@ from skyloom_provisioner.operations.signals import Signals
 from skyloom_provisioner.operations.stopping import AUTOSTOP_KIND, DOWN_KIND, STOP_KIND
 from skyloom_provisioner.operations.store import OperationStore
 from skyloom_provisioner.operations.submit import EXEC_KIND
+from skyloom_provisioner.outcomes.outbox import Outbox
+from skyloom_provisioner.outcomes.sender import KEY as OUTCOMES
+from skyloom_provisioner.outcomes.sender import OutcomeMetrics, OutcomeSender
 from skyloom_provisioner.providers.base import Provider
 from skyloom_provisioner.providers.metered import MeteredProvider, ProviderMetrics
 from skyloom_provisioner.providers.registry import ProviderContext, Providers, load_providers
@@ -79,6 +82,8 @@ KINDS = {
     AUTOSTOP: AUTOSTOP_KIND,
 }
 CLUSTERS_AT_ONCE = 64
+OUTCOME_SECONDS = 30.0
+"""How long an outcome may wait whose replica died before it was told."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class Provisioner:
             clusters,
             self.deployment,
             clock,
+            live,
             heartbeat_seconds=settings.heartbeat_seconds,
             limits=world.limits,
         )
@@ -161,6 +167,15 @@ class Provisioner:
         self.runner = Runner(
             reconciler.reconcile, name="cluster", workers=CLUSTERS_AT_ONCE, list_keys=reconciler.keys
         )
+        sender = OutcomeSender(Outbox(self.database), optimizer, clock, OutcomeMetrics(registry))
+        self.outcomes = Runner(
+            sender.reconcile,
+            name="tell",
+            workers=1,
+            list_keys=sender.keys,
+            backoff=Backoff(longest=OUTCOME_SECONDS),
+            resync_seconds=OUTCOME_SECONDS,
+        )
         self._look: asyncio.Task[None] | None = None
         self.collector = GarbageCollector(
             providers, clusters, self.deployment, clock, every=settings.gc_seconds
@@ -170,6 +185,7 @@ class Provisioner:
         operations.on_cancel = self._cancel_wished
         operations.on_created = self._operation_created
         clusters.on_change = self.announcer.cluster_changed
+        clusters.on_outcome = lambda: self.outcomes.wake(OUTCOMES)
 
     def _load(self, world: World) -> Mapping[str, Provider]:
         if world.providers is not None:
@@ -183,6 +199,7 @@ class Provisioner:
         self.watches.start()
         self.announcer.start()
         self.runner.start()
+        self.outcomes.start()
         self.collector.start()
         self._look = asyncio.create_task(self._look_for_work(), name="look-for-work")
 
@@ -191,8 +208,10 @@ class Provisioner:
         if self._look is not None:
             self._look.cancel()
             await asyncio.gather(self._look, return_exceptions=True)
-        for part in (self.runner, self.executor, self.collector, self.watches, self.announcer, self.keeper):
+        for part in (self.runner, self.executor, self.outcomes, self.collector, self.watches):
             await part.stop()
+        await self.announcer.stop()
+        await self.keeper.stop()
         await self.parts.agents.close()
         await self.database.close()
 

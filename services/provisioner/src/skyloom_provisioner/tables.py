@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Boolean, Column, Float, ForeignKey, Index, Integer, MetaData, String, Table, Text
 
 from skyloom_common.contracts.jobs import Job
-from skyloom_common.contracts.plan import Offer
+from skyloom_common.contracts.plan import LaunchOutcome, Offer
 from skyloom_common.contracts.task.model import AutostopSpec, ResourcesSpec
 from skyloom_common.store import Json, Schema, WireColumn
 from skyloom_common.store.lease import LeaseTables
@@ -108,6 +108,7 @@ nodes = Table(
     Column("created_by", String(26), nullable=False),
     Column("created_at", Float, nullable=False),
     Column("last_seen_at", Float),
+    Column("running_since", Float),
     Column("version", Integer, nullable=False),
 )
 
@@ -135,9 +136,17 @@ usage = Table(
     Column("to_at", Float),
 )
 
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("at", Float, nullable=False, index=True),
+    Column("outcome", WireColumn(LaunchOutcome), nullable=False),
+)
+
 SCHEMA = Schema(
     name="provisioner",
     metadata=metadata,
     migrations=Path(__file__).parent / "migrations",
-    head="0001",
+    head="0002",
 )

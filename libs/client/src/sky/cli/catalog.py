@@ -21,12 +21,14 @@ if TYPE_CHECKING:
         CatalogCloud,
         CatalogInfo,
         CatalogRefresh,
+        CatalogSchedule,
         CloudRefresh,
     )
 
 POLL_SECONDS = 1.0
 PATIENCE = 30
 CHANGES_SHOWN = 20
+FULL_DATE = len("2026-01-01")
 _GOOD = ("succeeded", "partly")
 
 
@@ -44,8 +46,15 @@ def status(clouds: tuple[str, ...], verbose: bool, output: str, config: tuple[st
         return 0
     wanted = {cloud.lower() for cloud in clouds}
     rows = [_cloud(cloud) for cloud in _stalest_first(found.clouds) if not wanted or cloud.name in wanted]
-    show(table(["CLOUD", "OFFERS", "PRICED", "SPOT", "REGIONS", "NEWEST", "AGE", "REFRESHED"], rows))
+    show(
+        table(["CLOUD", "OFFERS", "PRICED", "SPOT", "REGIONS", "OLDEST", "NEWEST", "AGE", "REFRESHED"], rows)
+    )
+    if any(len(cloud.newest) < FULL_DATE or "/" in cloud.newest for cloud in found.clouds if cloud.newest):
+        say(
+            "AGE is that of the newest price. A date without day or month counts from its first day: 2026 is 2026-01-01."
+        )
     _show_own(found)
+    _show_schedule(found.schedule)
     if found.refresh is not None:
         show("")
         _show_refresh(found.refresh, verbose)
@@ -124,7 +133,8 @@ def _stalest_first(clouds: Sequence[CatalogCloud]) -> list[CatalogCloud]:
 def _cloud(cloud: CatalogCloud) -> list[object]:
     age = "-" if cloud.age_days is None else f"{cloud.age_days}d"
     counts = (cloud.offers, cloud.priced, cloud.spot_priced, cloud.regions)
-    return [cloud.name, *(f"{count:,}" for count in counts), cloud.newest, age, ago(cloud.refreshed_at)]
+    dates = (cloud.oldest, cloud.newest)
+    return [cloud.name, *(f"{count:,}" for count in counts), *dates, age, ago(cloud.refreshed_at)]
 
 
 def _show_own(found: CatalogInfo) -> None:
@@ -133,6 +143,21 @@ def _show_own(found: CatalogInfo) -> None:
     )
     for problem in found.problems:
         say(paint("Problem: ", "yellow") + problem)
+
+
+def _show_schedule(schedule: CatalogSchedule | None) -> None:
+    if schedule is None:
+        say("Prices are refreshed when you ask for it: sky catalog refresh")
+        return
+    what = ", ".join(schedule.clouds) or "every cloud that has a feed"
+    wait = max(0.0, (schedule.next_at or 0.0) - time.time())
+    due = "running" if schedule.last_status == "running" else f"next in {wait / 3600:.1f} h"
+    say(f"Refreshed by itself every {schedule.every_seconds / 3600:g} h ({what}); {due}.")
+    if schedule.failures:
+        say(
+            paint("Problem: ", "yellow")
+            + f"refreshing by itself failed {schedule.failures} times in a row, earlier prices stay: {schedule.message}"
+        )
 
 
 def _show_refresh(report: CatalogRefresh, verbose: bool) -> None:

@@ -16,7 +16,7 @@ from sky.cli.output import say
 if TYPE_CHECKING:
     from sky.net.transport import Transport
     from skyloom_common.contracts.clusters import MountRef
-    from skyloom_common.contracts.task.model import TaskSpec
+    from skyloom_common.contracts.task.model import TaskFile, TaskSpec
 
 TASK_FILE_SUFFIXES = (".yaml", ".yml")
 PLACE_FLAGS = ("cloud", "region", "zone")
@@ -36,13 +36,37 @@ def load(
         raise click.UsageError("--workdir and --git-url cannot be combined; give one of them.")
     overrides = _prepared({**overrides, "priority": priority})
     path = _task_file(entrypoint, yes)
+    lines: dict[str, int] = {}
     if path is None:
         task = _command_task(entrypoint, overrides)
     else:
-        task = _file_task(path, overrides)
+        task, lines = _file_task(path, overrides)
     task = _with_config(task, config)
-    _validate(task, path, dryrun)
+    _validate(task, path, lines, dryrun)
     return task
+
+
+def several(entrypoint: Sequence[str], overrides: dict[str, Any]) -> TaskFile | None:
+    """The file, where it holds several tasks; None for everything else. For who only plans: nothing runs several at once here."""
+    path = _task_file(entrypoint, yes=True)
+    if path is None:
+        return None
+    from skyloom_common.contracts.task.parse import parse_task_file
+    from skyloom_common.contracts.task.validate import validate_task_file
+
+    prepared = _prepared(dict(overrides))
+    envs, secrets = prepared.pop("env"), prepared.pop("secret")
+    prepared.pop("env_file")
+    file = parse_task_file(path, env_overrides=envs, secret_overrides=secrets, client_env=os.environ)
+    if len(file.tasks) < 2:
+        return None
+    if prepared:
+        flags = ", ".join("--" + name.replace("_", "-") for name in prepared)
+        say(f"{flags}: ignored, because {path} holds {len(file.tasks)} tasks.")
+    for notice in file.notices:
+        say(notice)
+    validate_task_file(file, require_envs=False)
+    return file
 
 
 def plain_command(entrypoint: Sequence[str], overrides: dict[str, Any], config: Sequence[str]) -> str | None:
@@ -76,6 +100,9 @@ def _prepared(overrides: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in overrides.items() if value is not None and value != ()}
     if "ports" in given:
         given["ports"] = list(given["ports"])
+    for name in ("infra", *PLACE_FLAGS):
+        if name in given:
+            given[name] = given[name][0] if len(given[name]) == 1 else list(given[name])
     old = [f"--{name}" for name in PLACE_FLAGS if name in given]
     if old and "infra" in given:
         raise ValueError(f"{', '.join(old)} and --infra say the same thing; give --infra only.")
@@ -179,7 +206,8 @@ def _command_task(entrypoint: Sequence[str], overrides: dict[str, Any]) -> TaskS
     return apply_overrides(task, overrides)
 
 
-def _file_task(path: Path, overrides: dict[str, Any]) -> TaskSpec:
+def _file_task(path: Path, overrides: dict[str, Any]) -> tuple[TaskSpec, dict[str, int]]:
+    """The task, and the line of each of its fields."""
     from skyloom_common.contracts.task.overrides import apply_overrides
     from skyloom_common.contracts.task.parse import parse_task_file
 
@@ -190,9 +218,11 @@ def _file_task(path: Path, overrides: dict[str, Any]) -> TaskSpec:
         say(notice)
     if len(file.tasks) != 1:
         raise click.UsageError(
-            f"{path} holds {len(file.tasks)} tasks; launch and exec take one. For all of them: sky jobs launch {path}"
+            f"{path} holds {len(file.tasks)} tasks; launch and exec take one. For all of them: sky jobs launch {path}; "
+            f"where they would run: sky launch --dryrun {path}"
         )
-    return apply_overrides(file.tasks[0], overrides) if overrides else file.tasks[0]
+    task = apply_overrides(file.tasks[0], overrides) if overrides else file.tasks[0]
+    return task, file.lines[0] if file.lines else {}
 
 
 def _with_config(task: TaskSpec, config: Sequence[str]) -> TaskSpec:
@@ -205,13 +235,13 @@ def _with_config(task: TaskSpec, config: Sequence[str]) -> TaskSpec:
     return replace(task, config=merge(given, task.config)) if given else task
 
 
-def _validate(task: TaskSpec, path: Path | None, dryrun: bool) -> None:
-    """Local paths exist, variables have values. A bare command has neither."""
-    if path is None and task.workdir is None and not task.envs:
+def _validate(task: TaskSpec, path: Path | None, lines: dict[str, int], dryrun: bool) -> None:
+    """Local paths exist, variables have values, images fit their place. A bare command has none of these."""
+    if path is None and task.workdir is None and not task.envs and task.resources.image_id is None:
         return
     from skyloom_common.contracts.task.validate import validate_task
 
-    validate_task(task, filename=str(path) if path else None, require_envs=not dryrun)
+    validate_task(task, filename=str(path) if path else None, lines=lines, require_envs=not dryrun)
 
 
 def typed_command() -> str:

@@ -114,7 +114,7 @@ def _list(flags: dict[str, Any], output: str) -> int:
     shown = _print_offers(found, flags) if flags["accelerator"] else _print_summaries(found, flags["all_"])
     for hint in found.hints:
         say(hint)
-    if not shown:
+    if not shown and not found.hints:
         say(
             f"No offer of {flags['accelerator'] or 'any accelerator'} is known here; sky gpus list --all shows all names."
         )
@@ -123,6 +123,9 @@ def _list(flags: dict[str, Any], output: str) -> int:
 
 def _query(flags: dict[str, Any]) -> dict[str, Any]:
     name, _, count = (flags["accelerator"] or "").partition(":")
+    if "gb" in count.lower():  # nvidia:80GB:4
+        size, _, count = count.partition(":")
+        name = f"{name}:{size}"
     if count and not count.replace(".", "", 1).isdigit():
         raise click.UsageError(
             f"{flags['accelerator']!r}: the count {count!r} is not a number; for example A100:8"
@@ -145,7 +148,8 @@ def _print_summaries(found: AcceleratorList, everything: bool) -> bool:
         rows = [item for item in found.summaries if item.family == family]
         if rows and (family != "other" or everything):
             blocks.append(table([title, "AVAILABLE_QUANTITIES"], [[r.accelerator, _counts(r)] for r in rows]))
-    show("\n\n".join(blocks))
+    if blocks:
+        show("\n\n".join(blocks))
     if not everything and any(item.family == "other" for item in found.summaries):
         say("More: sky gpus list --all.  Prices of one: sky gpus list NAME")
     return bool(blocks)

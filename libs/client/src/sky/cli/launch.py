@@ -8,13 +8,13 @@ import click
 
 from sky.api import Gateway
 from sky.cli import options
-from sky.cli.output import paint, say, show
+from sky.cli.output import paint, print_json, say, show
 
 if TYPE_CHECKING:
     from skyloom_common.contracts.clusters import Cluster, LaunchRequest
     from skyloom_common.contracts.operations import Operation
     from skyloom_common.contracts.plan import Plan
-    from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
+    from skyloom_common.contracts.task.model import AutostopSpec, TaskFile, TaskSpec
 
 
 @click.command(
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 @options.TASK_OPTIONS
 @click.option("--dryrun", is_flag=True, help="Show where it would run; change nothing.")
 @click.option("--explain", is_flag=True, help="Say of every candidate, and of what is none, why.")
+@click.option("-v", "--verbose", is_flag=True, help="With --explain: every candidate and every reason apart.")
+@click.option(
+    "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of a dry run's plan."
+)
 @click.option(
     "-d/-no-d", "--detach-run/--no-detach-run", "detach", default=False, help="Do not follow the log."
 )
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 @click.option("--priority", default=None, help="Priority, a number or a class.")
 @click.option("-w", "--workspace", default=None, help="Workspace.")
 @click.option("--docker", is_flag=True, hidden=True)
+@options.BUCKET
 @options.YES
 @options.ASYNC
 @options.CONFIG
@@ -54,6 +59,8 @@ def launch(entrypoint: tuple[str, ...], **flags: Any) -> int:
         raise click.UsageError(
             "--docker (the local docker backend) is gone; `sky launch` alone runs on this machine."
         )
+    if flags["output"] == "json" and not flags["dryrun"]:
+        raise click.UsageError("-o json shows a plan; it needs --dryrun.")
     if flags["resize"] and not flags["cluster"]:
         raise click.UsageError("--resize needs the cluster's name: -c NAME.")
     if flags["workspace"] not in (None, "default"):
@@ -61,6 +68,8 @@ def launch(entrypoint: tuple[str, ...], **flags: Any) -> int:
         return 1
     name = cluster_name(flags["cluster"])
     entry.confirm_name(name, flags["yes"])
+    if flags["dryrun"] and (file := entry.several(entrypoint, overrides)):
+        return _dryrun_several(file, flags)
     task = entry.load(
         entrypoint,
         overrides,
@@ -73,38 +82,58 @@ def launch(entrypoint: tuple[str, ...], **flags: Any) -> int:
 
     api = session.gateway(flags["config"])
     if flags["dryrun"]:
-        return _dryrun(api, task, flags["explain"])
+        return _dryrun(api, task, flags)
     existing = api.cluster(name) if flags["cluster"] else None
-    _ask(api, task, name, existing, flags["yes"], flags["explain"])
+    _ask(api, task, name, existing, flags)
     return _run(api, name, _request(api, task, flags), flags)
 
 
-def _dryrun(api: Gateway, task: TaskSpec, explained: bool) -> int:
+def _dryrun(api: Gateway, task: TaskSpec, flags: dict[str, Any]) -> int:
     from sky import plans
     from sky.cli.plan_table import show_plan
 
     plan = plans.make_plan(api, task)
+    if flags["output"] == "json":
+        from skyloom_common.contracts import explain
+
+        print_json(explain.data(plan))
+        return 0 if plan.candidates else 1
     show_plan(plan, task)
-    _explain(plan, explained)
-    plans.require_candidates(plan)
+    _explain(plan, flags)
+    plans.require_candidates(plan, explained=flags["explain"])
     say("Dry run: nothing was launched.")
     return 0
 
 
-def _explain(plan: Plan, explained: bool) -> None:
-    if explained:
+def _dryrun_several(file: TaskFile, flags: dict[str, Any]) -> int:
+    from sky import plans
+    from sky.cli import graph, session
+
+    plan = graph.make_plan(session.gateway(flags["config"]), file, flags["bucket"])
+    if flags["output"] == "json":
+        print_json(graph.data(plan))
+        return 0 if plan.placements else 1
+    graph.show_plan(plan)
+    if flags["explain"]:
+        show("\n".join(graph.lines(plan)))
+    plans.require_places(plan)
+    say("Dry run: nothing was launched.")
+    return 0
+
+
+def _explain(plan: Plan, flags: dict[str, Any]) -> None:
+    if flags["explain"]:
         from sky.cli.why import explain_lines
 
-        show(explain_lines(plan))
+        show(explain_lines(plan, flags["verbose"]))
 
 
-def _ask(
-    api: Gateway, task: TaskSpec, name: str, existing: Cluster | None, yes: bool, explained: bool = False
-) -> None:
+def _ask(api: Gateway, task: TaskSpec, name: str, existing: Cluster | None, flags: dict[str, Any]) -> None:
     """The plan of a new cluster, or what will happen to an existing one; then Proceed?"""
     from sky.cli.session import confirm
     from skyloom_common.contracts.clusters import ClusterStatus
 
+    yes = flags["yes"]
     if existing is None:
         from sky import plans
         from sky.cli.plan_table import show_plan
@@ -112,8 +141,8 @@ def _ask(
         enabled = plans.enabled_names(api)
         plan = plans.make_plan(api, task, enabled)
         show_plan(plan, task)
-        _explain(plan, explained)
-        plans.require_candidates(plan, enabled)
+        _explain(plan, flags)
+        plans.require_candidates(plan, enabled, explained=flags["explain"])
         confirm(f"Launching a new cluster {name!r}. Proceed?", yes)
     elif existing.status is ClusterStatus.STOPPED:
         confirm(f"Restarting the stopped cluster {name!r}. Proceed?", yes)

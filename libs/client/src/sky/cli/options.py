@@ -42,6 +42,11 @@ CONFIG = click.option(
 OUTPUT = click.option(
     "-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Form of the result."
 )
+BUCKET = click.option(
+    "--bucket",
+    multiple=True,
+    help="Where a bucket of a plan of several tasks lies: URI=CLOUD/REGION. Repeatable.",
+)
 ALL_USERS = click.option("-u", "--all-users", is_flag=True, help="Clusters of all users, not only mine.")
 WAIT_FOR = click.option(
     "--wait-for", type=click.Choice(["jobs_and_ssh", "jobs", "none"], case_sensitive=False), default=None,
@@ -76,10 +81,11 @@ TASK_OPTIONS = options(
     click.option("-n", "--name", default=None, help="Name of the task."),
     click.option("--workdir", default=None, help="Sync this directory (instead of the file's workdir).",
                  shell_complete=_complete_files),
-    click.option("--infra", default=None, help="Where: cloud[/region[/zone]], k8s/context, ssh/pool."),
-    click.option("--cloud", default=None, hidden=True),
-    click.option("--region", default=None, hidden=True),
-    click.option("--zone", default=None, hidden=True),
+    click.option("--infra", multiple=True,
+                 help="Where: cloud[/region[/zone]], k8s/context, ssh/pool; any of a list a,b. Repeatable."),
+    click.option("--cloud", multiple=True, hidden=True),
+    click.option("--region", multiple=True, hidden=True),
+    click.option("--zone", multiple=True, hidden=True),
     click.option("--num-nodes", type=click.IntRange(min=1), default=None, help="Number of nodes."),
     click.option("--cpus", default=None, help="vCPUs per node: 4, 4+."),
     click.option("--memory", default=None, help="Memory per node in GB: 16, 16+."),

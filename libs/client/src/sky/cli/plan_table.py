@@ -31,7 +31,7 @@ def show_plan(plan: Plan, task: TaskSpec) -> None:
     show(paint("== Optimizer ==", "bold"))
     chosen = plan.candidates[0]
     total = plan.total_cost_per_hour if plan.total_cost_per_hour is not None else chosen.cost_per_hour
-    show(f"Estimated cost: {'unknown' if total is None else f'${_trim(total)}'} / hour")
+    show(f"Estimated cost: {'unknown' if total is None else f'${_trim(total)} / hour'}")
     nodes = chosen.num_nodes
     show(f"Considered resources ({nodes} node{'s' if nodes != 1 else ''}):")
     show(

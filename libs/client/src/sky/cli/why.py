@@ -12,11 +12,14 @@ from sky.cli.output import print_json, show
 
 if TYPE_CHECKING:
     from sky.api import Gateway
+    from skyloom_common.contracts.clusters import Cluster
     from skyloom_common.contracts.jobs import Job
     from skyloom_common.contracts.operations import Operation, OperationEvent
 
 Causes = dict[str, Any]
 OPERATIONS_SHOWN = 3
+_TELLING = ("provisioning",)
+"""Phases of which also the plain events say why: where it was tried, and what came of it."""
 
 
 @click.command(
@@ -25,15 +28,25 @@ OPERATIONS_SHOWN = 3
 @click.argument("thing")
 @click.argument("job", type=int, required=False)
 @options.TASK_OPTIONS
+@options.BUCKET
+@click.option("-v", "--verbose", is_flag=True, help="Of a task file: every candidate and every reason apart.")
 @options.OUTPUT
 @options.CONFIG
-def why(thing: str, job: int | None, output: str, config: tuple[str, ...], **flags: Any) -> int:
+def why(
+    thing: str,
+    job: int | None,
+    verbose: bool,
+    bucket: tuple[str, ...],
+    output: str,
+    config: tuple[str, ...],
+    **flags: Any,
+) -> int:
     from sky.cli.session import gateway
 
     overrides = options.take_overrides(flags)
     api = gateway(config)
     if job is None and Path(thing).expanduser().is_file():
-        causes, lines = _of_task(api, thing, overrides, config)
+        causes, lines = _of_task(api, thing, overrides, config, verbose, bucket)
     elif job is not None:
         causes, lines = _of_job(api, thing, job)
     else:
@@ -45,23 +58,34 @@ def why(thing: str, job: int | None, output: str, config: tuple[str, ...], **fla
     return 0
 
 
-def explain_lines(plan: Any) -> str:
+def explain_lines(plan: Any, every: bool = False) -> str:
     """A plan's reasons for a terminal, for `sky launch --explain` too."""
     from skyloom_common.contracts.explain import lines
 
-    return "\n".join(lines(plan))
+    return "\n".join(lines(plan, every=every))
 
 
 def _of_task(
-    api: Gateway, path: str, overrides: dict[str, Any], config: tuple[str, ...]
+    api: Gateway,
+    path: str,
+    overrides: dict[str, Any],
+    config: tuple[str, ...],
+    every: bool,
+    buckets: tuple[str, ...],
 ) -> tuple[Causes, list[str]]:
     from sky import plans
     from sky.cli import entry
     from skyloom_common.contracts import explain
 
+    file = entry.several((path,), overrides)
+    if file is not None:
+        from sky.cli import graph
+
+        together = graph.make_plan(api, file, buckets)
+        return graph.data(together), list(graph.lines(together))
     task = entry.load((path,), overrides, config=config, yes=True, dryrun=True)
     plan = plans.make_plan(api, task)
-    return explain.data(plan), list(explain.lines(plan))
+    return explain.data(plan), list(explain.lines(plan, every=every))
 
 
 def _of_job(api: Gateway, cluster: str, job_id: int) -> tuple[Causes, list[str]]:
@@ -110,7 +134,7 @@ def _of_cluster_or_request(api: Gateway, thing: str) -> tuple[Causes, list[str]]
         lines.append(f"Cluster {thing!r} does not exist now.")
     else:
         message = f": {cluster.status_message}" if cluster.status_message else ""
-        lines.append(f"Cluster {thing!r} is {cluster.status.value}{message}")
+        lines.append(f"Cluster {thing!r} is {cluster.status.value}{_where(cluster)}{message}")
         lines += [
             f"  node {node.rank}: {node.status}, {node.problem}" for node in cluster.nodes if node.problem
         ]
@@ -120,6 +144,16 @@ def _of_cluster_or_request(api: Gateway, thing: str) -> tuple[Causes, list[str]]
     for operation in operations:
         lines += _operation_lines(operation, told[operation.id])
     return {"cluster": cluster, "operations": operations, "events": told}, lines
+
+
+def _where(cluster: Cluster) -> str:
+    """` on aws/us-east-1 p4d.24xlarge [spot], $2.47 an hour`"""
+    place = "/".join(part for part in (cluster.cloud, cluster.region, cluster.zone) if part)
+    if not place:
+        return ""
+    machine = "" if cluster.instance_type in ("", cluster.cloud) else f" {cluster.instance_type}"
+    price = "" if cluster.price_per_hour is None else f", ${cluster.price_per_hour:.2f} an hour"
+    return f" on {place}{machine}{' [spot]' if cluster.use_spot else ''}{price}"
 
 
 def _may_be_a_cluster(thing: str) -> bool:
@@ -143,10 +177,16 @@ def _events(api: Gateway, operation: Operation) -> list[OperationEvent]:
 
 
 def _operation_lines(operation: Operation, events: list[OperationEvent]) -> list[str]:
-    lines = [
-        f"{operation.kind} of {operation.target} ({operation.id[:10]}): {operation.status.value}, {operation.phase}"
-    ]
-    lines += [f"  {event.phase}: {event.message}" for event in events if event.level != "info"]
+    state = (
+        operation.status.value
+        if operation.status.is_final
+        else f"{operation.status.value}, {operation.phase}"
+    )
+    lines = [f"{operation.kind} of {operation.target} ({operation.id[:10]}): {state}"]
+    # The error itself comes below, with its hint.
+    final = operation.error.message if operation.error is not None else ""
+    told = [event for event in events if event.level != "info" or event.phase in _TELLING]
+    lines += [f"  {event.phase}: {event.message}" for event in told if not (final and final in event.message)]
     if operation.error is not None:
         from sky.cli.output import error_text
         from skyloom_common.core.errors import SkyloomError

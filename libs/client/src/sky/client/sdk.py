@@ -332,9 +332,11 @@ def optimize(
     """Value: the Dag, each of its tasks with `best_resources`."""
     from sky import plans
 
-    api = connect()
-    for task in dag.tasks:
-        plan = plans.make_plan(api, task.spec, objective=_objective(minimize))
+    api, objective = connect(), _objective(minimize)
+    if len(dag.tasks) > 1:
+        plans.place_together(api, dag, objective)
+    for task in dag.tasks if len(dag.tasks) == 1 else ():
+        plan = plans.make_plan(api, task.spec, objective=objective)
         plans.require_candidates(plan)
         task.best_resources = plans.resources_of(plan.candidates[0])
     return ids.resolved(dag)

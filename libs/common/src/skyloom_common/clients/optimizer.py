@@ -41,7 +41,7 @@ class OptimizerClient(ServiceClient):
         return await self.post(CatalogRefresh, "/v1/catalog/refresh", request)
 
     async def price_history(self, **query: Any) -> PriceHistory:
-        """`cloud` and `instance_type`; `region`, `zone`, `spot`, `since`."""
+        """`cloud` and `instance_type`, or `accelerator`; `region`, `zone`, `spot`, `since`, `until`, `step` or `points`."""
         return await self.get(PriceHistory, "/v1/prices/history", _asked(query))
 
     async def record_outcome(self, outcome: LaunchOutcome) -> None:

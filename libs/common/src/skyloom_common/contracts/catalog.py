@@ -125,9 +125,30 @@ class PriceSeries:
 
 @dataclass(frozen=True)
 class PriceHistory:
-    """GET /v1/prices/history: one series for each zone, oldest point first."""
+    """GET /v1/prices/history: one series for each machine, zone and capacity type, oldest point first.
+
+    `step_seconds` is not 0 where points are means over even steps. `truncated`: older points were left out.
+    """
 
     series: tuple[PriceSeries, ...] = ()
+    step_seconds: float = 0.0
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class CatalogSchedule:
+    """Refreshes that happen by themselves. No clouds = all that have a feed. Times in Unix seconds.
+
+    `last_status`: running, done or failed; `failures`: in a row, with the last one's `message`.
+    """
+
+    every_seconds: float
+    clouds: tuple[str, ...] = ()
+    next_at: Optional[float] = None
+    last_at: Optional[float] = None
+    last_status: str = ""
+    failures: int = 0
+    message: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,3 +166,5 @@ class CatalogInfo:
     problems: tuple[str, ...] = ()
     """What is wrong with that list, or with a refreshed catalog that could not be loaded."""
     refresh: Optional[CatalogRefresh] = None
+    schedule: Optional[CatalogSchedule] = None
+    """None where prices are only refreshed when somebody asks."""

@@ -77,7 +77,7 @@ class FleetPlanRequest:
     lacks: dict[str, tuple[str, ...]] = field(default_factory=dict)
     disk_usd_per_gib_month: dict[str, float] = field(default_factory=dict)
     max_gap: float = 0.005
-    time_limit_seconds: float = 3.0
+    time_limit_seconds: float = 4.5
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class Unplaced:
 
 
 @dataclass(frozen=True)
+class UnplacedProof:
+    """Of a priority: `count` copies are unplaced for want of room; no plan leaves fewer than `bound`, those of higher priorities
+    being as many as here."""
+
+    priority: int
+    count: int
+    bound: int
+
+
+@dataclass(frozen=True)
 class PoolUse:
     """How much of a quota pool, reservation or budget the plan takes. `price`: dollars that one unit more would save."""
 
@@ -110,7 +120,10 @@ class PoolUse:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """`groups` by task, cheapest first. What could not be placed is in `unplaced`, with the reason."""
+    """`groups` by task, cheapest first. What could not be placed is in `unplaced`, with the reason.
+
+    `proof` is about cost, among plans that place as much; `unplaced_proof`, by priority, about how much can be placed.
+    """
 
     groups: tuple[FleetGroup, ...] = ()
     unplaced: tuple[Unplaced, ...] = ()
@@ -119,6 +132,7 @@ class FleetPlan:
     usd_per_hour: float = 0.0
     breakdown: Optional[Breakdown] = None
     proof: Optional[Proof] = None
+    unplaced_proof: tuple[UnplacedProof, ...] = ()
     hints: tuple[str, ...] = ()
     considered: int = 0
     catalog_version: str = ""

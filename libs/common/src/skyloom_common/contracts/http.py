@@ -6,7 +6,7 @@ Gateway, for clients, prefix /api/v1, bearer token of a user:
   GET  /accelerators                           ?name &count &cloud &region &all -> AcceleratorList
   GET  /catalog                                CatalogInfo: ages, sources, the last refresh
   POST /catalog/refresh                        CatalogRefreshRequest -> CatalogRefresh (202; GET /catalog shows how it goes)
-  GET  /prices/history                         ?cloud &instance_type &region &zone &spot &since -> PriceHistory
+  GET  /prices/history                         ?cloud &instance_type | ?accelerator, &region &zone &spot &since &until &step|points -> PriceHistory
   GET  /infra                                  ?name (repeatable) -> InfraList
   GET  /clusters                               ?name=GLOB (repeatable) &all_users=0|1 &refresh=0|1 -> ClusterList
   POST /clusters/{name}/launch|exec|start|stop|down|autostop     *Request -> Operation (202; header Idempotency-Key)

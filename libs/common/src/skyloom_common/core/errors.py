@@ -201,6 +201,18 @@ class CredentialsInvalid(ProviderError):
     code = "credentials_invalid"
 
 
+class AccessDenied(ProviderError):
+    """The account may not do this there. `details["blocks"]`: zone | region | cloud; the region unless it is said."""
+
+    code = "access_denied"
+
+
+class PriceLimitExceeded(ProviderError):
+    """Spot capacity costs more there now than the request pays."""
+
+    code = "price_limit_exceeded"
+
+
 class ProviderInvalidRequest(ProviderError):
     """Stops the launch: no other place would accept it either."""
 

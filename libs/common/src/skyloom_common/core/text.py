@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Optional
+
+_AS_ALIKE = 0.11
+_DIGITS = str.maketrans("oil", "011")
 
 
 def nearest(word: str, known: Iterable[str]) -> Optional[str]:
@@ -15,10 +18,32 @@ def nearest(word: str, known: Iterable[str]) -> Optional[str]:
     return names[found[0]] if found else None
 
 
+def nearest_few(word: str, known: Iterable[str], most: int = 2) -> list[str]:
+    """The known words that `word` may have been meant to be: several where the first is not clearly the one."""
+    from difflib import SequenceMatcher, get_close_matches
+
+    names = {_looks(name): name for name in sorted(known)}
+    found = get_close_matches(_looks(word), list(names), n=most, cutoff=0.6)
+    alike = [SequenceMatcher(None, name, _looks(word)).ratio() for name in found]
+    close = [name for name, ratio in zip(found, alike) if ratio >= alike[0] - _AS_ALIKE and alike[0] < 1]
+    return [names[name] for name in sorted(close or found[:1])]
+
+
+def _looks(word: str) -> str:
+    """Letters that are taken for digits are the same."""
+    return word.lower().translate(_DIGITS)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """'; did you mean X?' or an empty string, to be put behind a sentence."""
     name = nearest(word, known)
     return f"; did you mean {name!r}?" if name else ""
+
+
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first few, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def age(seconds: float) -> str:

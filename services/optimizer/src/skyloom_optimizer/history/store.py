@@ -5,7 +5,10 @@ An observation equal to the one before it is kept only once a day: a price that 
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import (
@@ -14,25 +17,30 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    Select,
     String,
     Table,
     delete,
     func,
     insert,
     literal,
+    or_,
     select,
 )
 
 from skyloom_common.contracts.catalog import PriceHistory, PricePoint, PriceSeries
 from skyloom_common.core.clock import Clock
-from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.store import Database
+from skyloom_optimizer.history.downsample import HOLDS_SECONDS, downsampled
+from skyloom_optimizer.history.query import HistoryQuery
 from skyloom_optimizer.outcomes import metadata
 
 DAY = 86400.0
 KEEP_RAW = 14 * DAY
 KEEP_DAYS = 400 * DAY
 MAX_POINTS = 20_000
+MAX_SAMPLED = 200_000
+"""Rows read for series in steps: what is answered is far less."""
 _CHUNK = 1000
 _THIN_EVERY = 3600.0
 
@@ -80,30 +88,18 @@ class PriceHistoryStore:
         await self._thin_sometimes()
         return len(points)
 
-    async def history(
-        self,
-        cloud: str,
-        instance_type: str,
-        region: str | None = None,
-        zone: str | None = None,
-        use_spot: bool | None = None,
-        since: float = 0.0,
-    ) -> PriceHistory:
-        """Series by place and capacity type, at most MAX_POINTS newest points in all."""
-        if not cloud or not instance_type:
-            raise InvalidRequest(
-                "cloud and instance_type: both are needed; such as cloud=aws&instance_type=p5.48xlarge"
-            )
-        statement = select(price_points).where(
-            _C.cloud == cloud, _C.instance_type == instance_type, _C.at >= since
-        )
-        for column, value in ((_C.region, region), (_C.zone, zone), (_C.use_spot, use_spot)):
-            if value is not None:
-                statement = statement.where(column == value)
+    async def history(self, query: HistoryQuery) -> PriceHistory:
+        """Series by place and capacity type; of more points than the limit the newest."""
+        if not query.machines:
+            return PriceHistory()
+        limit = MAX_SAMPLED if query.sampled else MAX_POINTS
         async with self._database.read() as connection:
-            newest = statement.order_by(_C.at.desc()).limit(MAX_POINTS)
+            newest = _asked(query).order_by(_C.at.desc()).limit(limit)
             rows = (await connection.execute(newest)).mappings().all()
-        return PriceHistory(tuple(_series(rows)))
+        truncated = len(rows) == limit
+        if not query.sampled:
+            return PriceHistory(tuple(_series(rows)), truncated=truncated)
+        return await asyncio.to_thread(_sampled, rows, query, truncated, self._clock.now())
 
     async def thin(self, now: float) -> None:
         """Whole days older than KEEP_RAW become one point each; what is older than KEEP_DAYS goes."""
@@ -151,6 +147,32 @@ class PriceHistoryStore:
         if self._thinned_at is None or moment - self._thinned_at > _THIN_EVERY:
             self._thinned_at = moment
             await self.thin(self._clock.now())
+
+
+def _asked(query: HistoryQuery) -> Select[Any]:
+    types: dict[str, list[str]] = {}
+    for cloud, kind in query.machines:
+        types.setdefault(cloud, []).append(kind)
+    machines = or_(*((_C.cloud == cloud) & _C.instance_type.in_(kinds) for cloud, kinds in types.items()))
+    # What was in force at the beginning was seen before it.
+    since = query.since - (HOLDS_SECONDS if query.sampled else 0.0)
+    statement = select(price_points).where(machines, _C.at >= since)
+    if query.until != math.inf:
+        statement = statement.where(_C.at < query.until)
+    for column, value in ((_C.region, query.region), (_C.zone, query.zone), (_C.use_spot, query.use_spot)):
+        if value is not None:
+            statement = statement.where(column == value)
+    return statement
+
+
+def _sampled(rows: Sequence[Any], query: HistoryQuery, truncated: bool, now: float) -> PriceHistory:
+    if not rows:
+        return PriceHistory()
+    first = max(query.since, min(row["at"] for row in rows))
+    until = min(query.until, max(now, rows[0]["at"] + 1))
+    step = query.step_of(first, until)
+    series = [replace(item, points=downsampled(item.points, step, first, until)) for item in _series(rows)]
+    return PriceHistory(tuple(item for item in series if item.points), step, truncated)
 
 
 def _point(at: float, row: Seen) -> dict[str, Any]:

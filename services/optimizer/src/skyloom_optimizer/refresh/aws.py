@@ -11,7 +11,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from skyloom_optimizer.refresh.aws_bulk import AwsBulkFeed
 from skyloom_optimizer.refresh.model import (
+    Feed,
     FeedError,
     FeedInfo,
     FeedNotConfigured,
@@ -20,6 +22,7 @@ from skyloom_optimizer.refresh.model import (
     Known,
 )
 from skyloom_optimizer.refresh.settings import FeedSettings
+from skyloom_optimizer.refresh.transport import FeedHttp
 
 PRICING_REGION = "us-east-1"
 _MISSING = ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound")
@@ -155,18 +158,16 @@ class AwsFeed:
         return _called(service, region, lambda: self._make_client(service, region))
 
 
-def make_feed(settings: FeedSettings) -> AwsFeed:
-    """Raises FeedNotConfigured without boto3."""
+def make_feed(settings: FeedSettings) -> Feed:
+    """Without boto3 or credentials the public price list files."""
     try:
         import boto3
         from botocore.config import Config
-    except ImportError as error:
-        raise FeedNotConfigured(
-            "boto3 is not installed", hint="Install it: pip install skyloom[aws]"
-        ) from error
+    except ImportError:
+        return AwsBulkFeed(FeedHttp(), settings.urls["aws_bulk"])
     session = boto3.session.Session()
     if session.get_credentials() is None:
-        raise FeedNotConfigured("no AWS credentials were found", hint="Set them up: aws configure")
+        return AwsBulkFeed(FeedHttp(), settings.urls["aws_bulk"])
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 6}, connect_timeout=10, read_timeout=60
     )

@@ -1,10 +1,12 @@
-"""Azure: the Retail Prices API (open to everybody). It has prices only; sizes come from what the catalog knows."""
+"""Azure: the Retail Prices API (open to everybody). It has prices only; sizes come from the Resource SKUs where a subscription
+is named (azure_skus.py), else from what the catalog knows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from skyloom_optimizer.refresh.azure_skus import AzureSkus, make_skus
 from skyloom_optimizer.refresh.model import FeedError, FeedInfo, FeedRow, Known
 from skyloom_optimizer.refresh.settings import FeedSettings
 from skyloom_optimizer.refresh.transport import FeedHttp, field
@@ -20,15 +22,18 @@ class AzureFeed:
         "azure", "azure-retail", "Azure Retail Prices API (prices.azure.com), pay as you go and spot"
     )
 
-    def __init__(self, http: FeedHttp, url: str) -> None:
+    def __init__(self, http: FeedHttp, url: str, skus: AzureSkus | None = None) -> None:
         self._http = http
         self._url = url
+        self._skus = skus
 
     def parts(self, known: Known, all_regions: bool) -> Sequence[str]:
         return known.every_region if all_regions else known.regions
 
     def close(self) -> None:
         self._http.close()
+        if self._skus is not None:
+            self._skus.close()
 
     def fetch(self, part: str) -> Sequence[FeedRow]:
         found: dict[str, dict[str, float]] = {}
@@ -43,9 +48,15 @@ class AzureFeed:
             # One size can be listed under several meters; a zero is a meter that is not billed yet.
             if price > 0 or kind not in prices:
                 prices[kind] = min(price, prices.get(kind) or price) if price > 0 else price
+        sizes = self._skus.sizes(part) if self._skus is not None else {}
         return [
             FeedRow(
-                part, name, price=prices.get("on_demand"), spot_price=prices.get("spot"), currency=currency
+                part,
+                name,
+                price=prices.get("on_demand"),
+                spot_price=prices.get("spot"),
+                currency=currency,
+                **sizes.get(name, {}),
             )
             for name, prices in sorted(found.items())
         ]
@@ -82,4 +93,4 @@ def _one_currency(before: str, now: str) -> str:
 
 
 def make_feed(settings: FeedSettings) -> AzureFeed:
-    return AzureFeed(FeedHttp(), settings.urls["azure"])
+    return AzureFeed(FeedHttp(), settings.urls["azure"], make_skus(settings))

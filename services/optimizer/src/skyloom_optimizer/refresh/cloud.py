@@ -13,7 +13,7 @@ from skyloom_common.contracts.catalog import CloudRefresh
 from skyloom_optimizer.catalog.csvform import Row
 from skyloom_optimizer.refresh.diff import diff
 from skyloom_optimizer.refresh.files import RefreshFiles
-from skyloom_optimizer.refresh.merge import Accepted, CloudRows, SourceRow, finished, prices_of
+from skyloom_optimizer.refresh.merge import Accepted, CloudRows, SourceRow, finished, prices_of, staying
 from skyloom_optimizer.refresh.model import (
     Feed,
     FeedError,
@@ -109,7 +109,9 @@ class CloudRefresher:
 
     def _judge(self, part: str, rows: Sequence[FeedRow], force: bool, outcome: _Outcome) -> None:
         info, earlier = self._feed.info, self._before.of_part(part)
-        verdict = judge(info, rows, prices_of(earlier), self._rules, force=force)
+        stay = staying(info, rows, earlier)
+        replaced = [row for row in earlier if row not in stay]
+        verdict = judge(info, rows, prices_of(replaced), self._rules, force=force)
         outcome.notes += verdict.notes
         outcome.held += verdict.held
         if verdict.refused:
@@ -117,7 +119,7 @@ class CloudRefresher:
             return
         code = f"{info.source}-{self._date}"
         source = (code, "quoted", self._date, info.licence or "none stated", info.description)
-        done = finished(self._before, info, part, verdict.rows, code)
+        done = [*finished(self._before, info, part, verdict.rows, code), *sorted(stay)]
         outcome.accepted.append(
             Accepted(info.cloud, part, self._now, code, done, self._sources(done, source))
         )

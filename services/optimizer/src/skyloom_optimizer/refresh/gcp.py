@@ -1,6 +1,7 @@
-"""GCP: prices from the Cloud Billing catalog, machine and accelerator types of each zone from Compute, both by plain REST.
+"""GCP: prices from the Cloud Billing catalog, machine and accelerator types of each zone from Compute, TPU slices from Cloud TPU,
+all by plain REST.
 
-TPUs are not here: their prices are not complete in the catalog, and their machines not in Compute.
+Where the Cloud TPU API is not enabled, and in zones of which it lists none, the TPUs that are known stay as they are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from skyloom_optimizer.refresh.gcp_skus import Machine, PriceParts
-from skyloom_optimizer.refresh.model import FeedError, FeedInfo, FeedNotConfigured, FeedRow, Known
+from skyloom_optimizer.refresh.gcp_tpus import TPU_SERVICE, Tpu, tpu_row, tpus_of
+from skyloom_optimizer.refresh.model import (
+    FeedError,
+    FeedInfo,
+    FeedNotConfigured,
+    FeedNotFound,
+    FeedRow,
+    Known,
+)
 from skyloom_optimizer.refresh.settings import FeedSettings
 from skyloom_optimizer.refresh.transport import FeedHttp, field
 
@@ -45,13 +54,19 @@ _ATTACHED = {
 
 class GcpFeed:
     info = FeedInfo(
-        "gcp", "gcp-api", "Cloud Billing catalog (Compute Engine) summed over machine types of Compute"
+        "gcp",
+        "gcp-api",
+        "Cloud Billing catalog (Compute Engine, Cloud TPU) summed over machine types of Compute and TPU slices",
+        stays_where_none=("tpu-*",),
     )
 
-    def __init__(self, http: FeedHttp, billing_url: str, compute_url: str, project: str) -> None:
+    def __init__(
+        self, http: FeedHttp, billing_url: str, compute_url: str, project: str, tpu_url: str = ""
+    ) -> None:
         self._http = http
-        self._skus_url = f"{billing_url}/v1/services/{COMPUTE_SERVICE}/skus"
+        self._services_url = f"{billing_url}/v1/services"
         self._project_url = f"{compute_url}/compute/v1/projects/{project}"
+        self._tpu_url = f"{tpu_url}/v2/projects/{project}/locations" if tpu_url else ""
         self._parts: PriceParts | None = None
         self._zones: dict[str, list[str]] | None = None
 
@@ -67,7 +82,22 @@ class GcpFeed:
         rows: list[FeedRow] = []
         for zone in self._zones_by_region().get(part, []):
             rows += self._zone_rows(part, zone, prices)
+            rows += [tpu_row(part, zone, tpu, prices.tpus) for tpu in self._tpus(zone)]
         return rows
+
+    def _tpus(self, zone: str) -> list[Tpu]:
+        """Empty where the API is not to be had. Many zones have no TPUs, which some tell by not being found."""
+        if not self._tpu_url:
+            return []
+        url = f"{self._tpu_url}/{zone}/acceleratorTypes"
+        try:
+            items = list(self._pages(url, "acceleratorTypes", {}, optional=True))
+        except FeedNotConfigured:
+            self._tpu_url = ""
+            return []
+        except FeedNotFound:
+            return []
+        return list(tpus_of(items, url))
 
     def _zone_rows(self, region: str, zone: str, prices: PriceParts) -> Iterator[FeedRow]:
         url = f"{self._project_url}/zones/{zone}"
@@ -97,18 +127,22 @@ class GcpFeed:
     def _price_parts(self) -> PriceParts:
         if self._parts is None:
             parts = PriceParts()
-            parts.add(self._pages(self._skus_url, "skus", {"currencyCode": "USD", "pageSize": "5000"}))
-            if len(parts) < _LEAST_PARTS:
-                raise FeedError(f"{self._skus_url}: only {len(parts)} prices could be read")
+            for service in (COMPUTE_SERVICE, *((TPU_SERVICE,) if self._tpu_url else ())):
+                url = f"{self._services_url}/{service}/skus"
+                parts.add(self._pages(url, "skus", {"currencyCode": "USD", "pageSize": "5000"}))
+                if len(parts) < _LEAST_PARTS:
+                    raise FeedError(f"{url}: only {len(parts)} prices could be read")
             self._parts = parts
         return self._parts
 
-    def _pages(self, url: str, key: str, params: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    def _pages(
+        self, url: str, key: str, params: Mapping[str, str], *, optional: bool = False
+    ) -> Iterator[dict[str, Any]]:
         token = ""
         for _ in range(_MAX_PAGES):
             page = self._http.get(url, {**params, **({"pageToken": token} if token else {})})
             # A zone without any is told by leaving the list out.
-            yield from field(page, key, list, url) if key in page or key != "items" else []
+            yield from field(page, key, list, url) if key in page or not (optional or key == "items") else []
             token = page.get("nextPageToken") or ""
             if not token:
                 return
@@ -158,7 +192,8 @@ def make_feed(settings: FeedSettings) -> GcpFeed:
     if not project:
         raise FeedNotConfigured("no GCP project is known", hint="Set GOOGLE_CLOUD_PROJECT.")
     http = FeedHttp(headers={"Authorization": f"Bearer {token}"})
-    return GcpFeed(http, settings.urls["gcp_billing"], settings.urls["gcp_compute"], project)
+    urls = settings.urls
+    return GcpFeed(http, urls["gcp_billing"], urls["gcp_compute"], project, urls["gcp_tpu"])
 
 
 def _application_default() -> tuple[str, str]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from skyloom_optimizer.refresh.gcp_tpus import GROUP, TpuPrices
 from skyloom_optimizer.refresh.model import FeedError
 
 _HOURS_OF_MONTH = 730.0
@@ -26,11 +27,14 @@ _NOT_OURS = (
     "DWS",
     "Overcommit",
     "Flex Start",
+    "Calendar Mode",
 )
 _PART = re.compile(
     r"(?P<name>.+?)(?: Predefined)?(?: AMD| Arm)?(?: Memory-optimized)?(?: Instance)? (?P<part>Core|Ram)",
     re.IGNORECASE,
 )
+_SLICE = re.compile(r"(?P<family>A\d+X?) Nvidia \S+ \(1 gpu slice\)", re.IGNORECASE)
+"""A device with its share of everything else: the machine is priced by them alone."""
 _FAMILIES = {
     "memory-optimized": "m1",
     "compute optimized": "c2",
@@ -79,6 +83,7 @@ class Machine:
 @dataclass
 class PriceParts:
     currency: str = "USD"
+    tpus: TpuPrices = field(default_factory=TpuPrices)
     _prices: dict[Key, float] = field(default_factory=dict)
 
     def add(self, skus: Iterable[Mapping[str, Any]]) -> None:
@@ -96,6 +101,9 @@ class PriceParts:
         return len(self._prices)
 
     def price(self, machine: Machine, region: str, use_spot: bool) -> float | None:
+        whole = self._prices.get((f"{machine.family}/slice", region, use_spot))
+        if whole is not None and machine.devices:
+            return round(whole * machine.devices, 6)
         cores = _SHARED_CORES.get(machine.name, machine.cores)
         wanted = [
             (f"{machine.family}/core", cores),
@@ -114,22 +122,26 @@ class PriceParts:
 
     def _add(self, sku: Mapping[str, Any]) -> None:
         usage, text = sku["category"]["usageType"], sku["description"]
+        if sku["category"].get("resourceGroup") == GROUP:
+            self.tpus.add(sku, *self._unit_price(sku))
+            return
         if usage not in ("OnDemand", "Preemptible") or any(word in text for word in _NOT_OURS):
             return
         name = part_of(text)
         if name is None:
             return
-        price = self._unit_price(sku)
+        price, currency = self._unit_price(sku)
+        self.currency = currency if currency != "USD" else self.currency
         if name == _LOCAL_DISK:
             price /= _HOURS_OF_MONTH
+        # Some spot prices are listed as on-demand use; what they are called tells the truth.
+        spot = usage == "Preemptible" or _SPOT.strip() in text
         for region in sku["serviceRegions"]:
-            self._prices.setdefault((name, region, usage == "Preemptible"), price)
+            self._prices.setdefault((name, region, spot), price)
 
-    def _unit_price(self, sku: Mapping[str, Any]) -> float:
+    def _unit_price(self, sku: Mapping[str, Any]) -> tuple[float, str]:
         unit = sku["pricingInfo"][0]["pricingExpression"]["tieredRates"][-1]["unitPrice"]
-        if unit.get("currencyCode", "USD") != "USD":
-            self.currency = unit["currencyCode"]
-        return int(unit.get("units", 0)) + unit.get("nanos", 0) / 1e9
+        return int(unit.get("units", 0)) + unit.get("nanos", 0) / 1e9, unit.get("currencyCode", "USD")
 
 
 def part_of(description: str) -> str | None:
@@ -141,6 +153,9 @@ def part_of(description: str) -> str | None:
         if text.startswith(words):
             return device
     head = text.partition(" running in ")[0]
+    slice_of = _SLICE.fullmatch(head)
+    if slice_of is not None:
+        return f"{slice_of['family'].lower()}/slice"
     match = _PART.fullmatch(head)
     if match is None:
         return None

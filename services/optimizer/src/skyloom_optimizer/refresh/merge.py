@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
 from skyloom_optimizer.catalog import columns, csvform
 from skyloom_optimizer.catalog.columns import Container
@@ -68,6 +69,28 @@ def finished(before: CloudRows, info: FeedInfo, part: str, rows: Iterable[FeedRo
     """The feed's rows as catalog rows of this part."""
     earlier = {(row[1], row[_ZONE], row[_TYPE]): row for row in before.of_part(part)}
     return [_finished(before, info.cloud, row, earlier, source) for row in rows]
+
+
+def staying(info: FeedInfo, rows: Iterable[FeedRow], earlier: Sequence[Row]) -> set[Row]:
+    """Rows that this feed need not list to say that they are still there."""
+    if not info.stays and not info.stays_where_none:
+        return set()
+    listed, zones = set(), set()
+    for row in rows:
+        listed.add((row.region, row.zone, row.instance_type))
+        zones |= {
+            (row.zone, pattern)
+            for pattern in info.stays_where_none
+            if fnmatchcase(row.instance_type, pattern)
+        }
+
+    def stays(row: Row) -> bool:
+        if (row[1], row[_ZONE], row[_TYPE]) in listed:
+            return False
+        silent = (pattern for pattern in info.stays_where_none if (row[_ZONE], pattern) not in zones)
+        return any(fnmatchcase(row[_TYPE], pattern) for pattern in (*info.stays, *silent))
+
+    return {row for row in earlier if stays(row)}
 
 
 def _finished(

@@ -35,6 +35,21 @@ class CatalogMetrics:
             registry=registry,
         )
 
+        self._due = Gauge(
+            "skyloom_catalog_next_refresh_timestamp_seconds",
+            "When the catalog is refreshed by itself next; 0 where it is not",
+            registry=registry,
+        )
+        self._failures = Gauge(
+            "skyloom_catalog_refresh_failures_in_a_row",
+            "Refreshes by itself that failed since the last good one",
+            registry=registry,
+        )
+
+    def turn(self, due: float, failures: int) -> None:
+        self._due.set(due)
+        self._failures.set(failures)
+
     def show(self, loaded: Loaded, now: float) -> None:
         for cloud in cloud_infos(loaded.catalog, now, loaded.refreshed):
             self._offers.labels(cloud.name).set(cloud.offers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -32,21 +32,32 @@ class FeedRow:
 
 @dataclass(frozen=True)
 class FeedInfo:
-    """About a feed as a whole. `market`: offers come and go with demand, so a shorter list is no sign of a fault."""
+    """About a feed as a whole. `market`: offers come and go with demand, so a shorter list is no sign of a fault.
+
+    `stays`: types (shell patterns) that it need not list: unlisted they stay as they were known. `stays_where_none`: those
+    that stay in a zone of which it lists nothing like them.
+    """
 
     cloud: str
     source: str
     description: str
     licence: str = ""
     market: bool = False
+    stays: tuple[str, ...] = ()
+    stays_where_none: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Known:
-    """What the catalog knows of a cloud before: regions open to everybody, and all of them."""
+    """What the catalog knows of a cloud before: regions open to everybody, and all of them. `zones`: by region and type."""
 
     regions: Sequence[str] = ()
     every_region: Sequence[str] = field(default_factory=tuple)
+    zones: Mapping[tuple[str, str], Sequence[str]] = field(default_factory=dict)
+
+    def zones_of(self, region: str, instance_type: str) -> Sequence[str]:
+        """Empty for what is not known there. "" in it: a price for the whole region."""
+        return self.zones.get((region, instance_type), ())
 
 
 class Feed(Protocol):
@@ -82,6 +93,13 @@ class FeedNotConfigured(FeedError):
 
     code = "feed_not_configured"
     http_status = 409
+
+
+class FeedNotFound(FeedError):
+    """There is nothing at this address."""
+
+    code = "feed_not_found"
+    http_status = 404
 
 
 class RefreshRunning(SkyloomError):

@@ -119,7 +119,10 @@ class Refresh:
 
 def known_regions(cloud: str, rows: Sequence[Row]) -> Known:
     every = sorted({row[1] for row in rows if row[1]})
-    return Known([region for region in every if not is_restricted(cloud, region, "")], every)
+    zones: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        zones.setdefault((row[1], row[3]), []).append(row[2])
+    return Known([region for region in every if not is_restricted(cloud, region, "")], every, zones)
 
 
 def _check_readable(data: bytes) -> None:

@@ -10,9 +10,12 @@ from skyloom_common.service.env import Env
 from skyloom_optimizer.refresh.sanity import Rules
 
 DEFAULT_URLS = {
+    "aws_bulk": "https://pricing.us-east-1.amazonaws.com",
     "azure": "https://prices.azure.com/api/retail/prices",
+    "azure_skus": "https://management.azure.com",
     "gcp_billing": "https://cloudbilling.googleapis.com",
     "gcp_compute": "https://compute.googleapis.com",
+    "gcp_tpu": "https://tpu.googleapis.com",
     "lambda": "https://cloud.lambda.ai/api/v1",
     "vast": "https://console.vast.ai/api/v0",
 }
@@ -25,6 +28,8 @@ class FeedSettings:
     urls: Mapping[str, str] = field(default_factory=lambda: dict(DEFAULT_URLS))
     aws_url: str = ""
     aws_pricing_url: str = ""
+    azure_subscription: str = ""
+    azure_token: str = field(default="", repr=False)
     gcp_project: str = ""
     gcp_token: str = field(default="", repr=False)
     lambda_key: str = field(default="", repr=False)
@@ -45,6 +50,8 @@ class FeedSettings:
             urls=urls,
             aws_url=env.url("SKYLOOM_FEED_AWS_URL"),
             aws_pricing_url=env.url("SKYLOOM_FEED_AWS_PRICING_URL") or env.url("SKYLOOM_FEED_AWS_URL"),
+            azure_subscription=env.text("AZURE_SUBSCRIPTION_ID"),
+            azure_token=env.text("SKYLOOM_FEED_AZURE_TOKEN"),
             gcp_project=env.text("GOOGLE_CLOUD_PROJECT"),
             gcp_token=env.text("SKYLOOM_FEED_GCP_TOKEN"),
             lambda_key=env.text("LAMBDA_API_KEY"),

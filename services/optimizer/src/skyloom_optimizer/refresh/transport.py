@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
 
-from skyloom_optimizer.refresh.model import FeedError, FeedNotConfigured, FeedUnavailable
+from skyloom_optimizer.refresh.model import FeedError, FeedNotConfigured, FeedNotFound, FeedUnavailable
 
 ATTEMPTS = 5
 LONGEST_WAIT = 60.0
 MAX_BODY = 256 << 20
+MAX_TEXT = 4 << 30
 _AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -42,8 +44,30 @@ class FeedHttp:
     def post(self, url: str, body: Any) -> dict[str, Any]:
         return self._json("POST", url, json=body)
 
+    def lines(self, url: str) -> Iterator[str]:
+        """A large text, line by line as it comes. One that is cut short raises FeedUnavailable, after whatever it gave."""
+        count = 0
+        with self._streamed(url) as response:
+            try:
+                for line in response.iter_lines():
+                    count += len(line) + 1
+                    if count > MAX_TEXT:
+                        raise FeedError(f"{shown(url)} does not end after {MAX_TEXT} bytes")
+                    yield line
+            except httpx.HTTPError as error:
+                raise FeedUnavailable(f"{shown(url)} was cut short: {error}") from error
+
+    @contextlib.contextmanager
+    def _streamed(self, url: str) -> Iterator[httpx.Response]:
+        request = self._http.build_request("GET", url)
+        response = self._patiently(url, lambda: self._http.send(request, stream=True))
+        try:
+            yield response
+        finally:
+            response.close()
+
     def _json(self, method: str, url: str, **parts: Any) -> dict[str, Any]:
-        response = self._patiently(method, url, parts)
+        response = self._patiently(url, lambda: self._http.request(method, url, **parts))
         try:
             value = json.loads(response.content)
         except ValueError as error:
@@ -52,17 +76,18 @@ class FeedHttp:
             raise FeedError(f"{shown(url)} answered a {type(value).__name__}; an object was expected")
         return value
 
-    def _patiently(self, method: str, url: str, parts: dict[str, Any]) -> httpx.Response:
+    def _patiently(self, url: str, ask: Callable[[], httpx.Response]) -> httpx.Response:
         trouble = ""
         for attempt in range(ATTEMPTS):
             wait = min(2.0**attempt, LONGEST_WAIT)
             try:
-                response = self._http.request(method, url, **parts)
+                response = ask()
             except httpx.HTTPError as error:
                 trouble = str(error) or type(error).__name__
             else:
                 if response.status_code not in _AGAIN:
                     return _usable(response, url)
+                response.close()
                 trouble = f"status {response.status_code}"
                 asked = self._retry_after(response)
                 if asked is not None and asked > LONGEST_WAIT:
@@ -92,9 +117,10 @@ def _usable(response: httpx.Response, url: str) -> httpx.Response:
             hint="Check the key of this cloud: docs/catalog-refresh.md.",
         )
     if response.status_code >= 300:
-        words = response.text[:200].strip()
-        raise FeedError(f"{shown(url)} answered with status {response.status_code}: {words}")
-    if len(response.content) > MAX_BODY:
+        words = response.read()[:200].decode("utf-8", "replace").strip()
+        kind = FeedNotFound if response.status_code == 404 else FeedError
+        raise kind(f"{shown(url)} answered with status {response.status_code}: {words}")
+    if response.is_closed and len(response.content) > MAX_BODY:
         raise FeedError(f"{shown(url)} answered {len(response.content)} bytes, which is not plausible")
     return response
 

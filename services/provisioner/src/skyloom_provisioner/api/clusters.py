@@ -22,6 +22,7 @@ from skyloom_common.contracts.clusters import (
 from skyloom_common.contracts.http import IDEMPOTENCY_KEY
 from skyloom_common.contracts.operations import Operation
 from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
+from skyloom_common.contracts.task.places import clouds_of
 from skyloom_common.contracts.task.support import unsupported_at_exec, unsupported_at_launch
 from skyloom_common.core.errors import ClusterDoesNotExist, ClusterNotUp, InvalidRequest, NotSupportedYet
 from skyloom_common.core.names import check_cluster_name
@@ -72,7 +73,7 @@ def _add_runs(routes: APIRouter, intake: _Intake, answers: Answers) -> None:
             raise NotSupportedYet(f"not supported yet: clone_disk_from ({body.clone_disk_from})")
         if body.resize:
             raise NotSupportedYet("not supported yet: resize")
-        intake.check_places(body.task.resources.cloud, body.mounts)
+        intake.check_places(clouds_of(body.task.resources), body.mounts)
         await intake.check_mounts(body.mounts)
         return await intake.accept(LAUNCH, name, caller.user, body, key, task=body.task)
 
@@ -121,8 +122,8 @@ class _Intake:
         self._parts = service.parts
 
     def check_supported(self, task: TaskSpec) -> None:
-        wanted = task.resources.cloud
-        providers = [one for one in self._parts.providers if wanted in (None, one.name)]
+        wanted = clouds_of(task.resources)
+        providers = [one for one in self._parts.providers if wanted is None or one.name in wanted]
         able = {feature for provider in providers for feature in features(provider)}
         _refuse(unsupported_at_launch(task, features=able))
 
@@ -138,8 +139,8 @@ class _Intake:
         if cloud in self._parts.providers.names() and spec is not None and spec.enabled and not spec.down:
             check_can_stop(self._parts.providers, str(cloud))
 
-    def check_places(self, cloud: str | None, mounts: tuple[MountRef, ...]) -> None:
-        providers = [one for one in self._parts.providers if cloud in (None, one.name)]
+    def check_places(self, clouds: frozenset[str] | None, mounts: tuple[MountRef, ...]) -> None:
+        providers = [one for one in self._parts.providers if clouds is None or one.name in clouds]
         confined = bool(providers) and all(shares_machine(one) for one in providers)
         problems = [
             misplaced(mount.destination, confined=confined) for mount in mounts if mount.kind != "workdir"

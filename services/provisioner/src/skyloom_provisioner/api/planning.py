@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from skyloom_common.clients.optimizer import OptimizerClient
 from skyloom_common.contracts.clusters import CostReport, InfraList, InfraStatus
+from skyloom_common.contracts.dag import DagPlan, DagPlanRequest
 from skyloom_common.contracts.plan import Plan, PlanRequest
 from skyloom_common.core.errors import Unavailable
 from skyloom_common.service.responses import wire_response
 from skyloom_provisioner.api.docs import Answers
 from skyloom_provisioner.api.service import Service
 from skyloom_provisioner.clusters.costs import cost_report
-from skyloom_provisioner.operations.planning import full_request
+from skyloom_provisioner.operations.planning import full_dag_request, full_request
 from skyloom_provisioner.providers.base import Provider, features
 
 _log = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ def router(service: Service, answers: Answers) -> APIRouter:
     @routes.post("/plans", **answers(Plan))
     async def plans(body: PlanRequest) -> Response:
         return wire_response(await parts.optimizer.plan(await full_request(parts.providers, body)))
+
+    @routes.post("/plans/dag", **answers(DagPlan))
+    async def dag_plans(body: DagPlanRequest) -> Response:
+        return wire_response(await parts.optimizer.plan_dag(await full_dag_request(parts.providers, body)))
 
     @routes.get("/infra", **answers(InfraList))
     async def infra(name: Annotated[list[str] | None, Query()] = None) -> Response:

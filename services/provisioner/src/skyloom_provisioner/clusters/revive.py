@@ -17,6 +17,7 @@ from skyloom_common.store.lease import Lease
 from skyloom_provisioner.clusters.rows import ClusterState, NodeRow, NodeStatus
 from skyloom_provisioner.clusters.store import ClusterStore
 from skyloom_provisioner.decide.health import ClusterHealth, NodeFinding, NodeHealth, judge_health
+from skyloom_provisioner.decide.outcomes import ended
 from skyloom_provisioner.nodes.lifecycle import NodeLifecycle
 from skyloom_provisioner.nodes.live import LiveView
 from skyloom_provisioner.nodes.watch import NodeWatches
@@ -106,12 +107,26 @@ class Reviver:
             status = _NODE_STATUS[finding.health].value
             if node.status == status and finding.reason == node.problem:
                 continue
-            await self._clusters.change_node(lease, node.id, status=status, problem=finding.reason)
             if finding.health in (NodeHealth.GONE, NodeHealth.STOPPED):
-                self._live.forget(node.id)
-                await self._emit(
-                    NODE_LOST, node.id, {"cluster": state.cluster.name, "reason": finding.reason}
-                )
+                await self._write_lost(lease, state, node, finding)
+            else:
+                await self._clusters.change_node(lease, node.id, status=status, problem=finding.reason)
+
+    async def _write_lost(
+        self, lease: Lease, state: ClusterState, node: NodeRow, finding: NodeFinding
+    ) -> None:
+        """Some clouds take a spot machine by stopping it."""
+        outcome = ended(node, self._live.clock.now(), taken=True)
+        await self._clusters.change_node(
+            lease,
+            node.id,
+            outcomes=[outcome] if outcome else [],
+            status=_NODE_STATUS[finding.health].value,
+            problem=finding.reason,
+            running_since=None,
+        )
+        self._live.forget(node.id)
+        await self._emit(NODE_LOST, node.id, {"cluster": state.cluster.name, "reason": finding.reason})
 
     async def _write_cluster(self, lease: Lease, name: str, health: ClusterHealth) -> None:
         cluster = (await self._clusters.get(name)).cluster
@@ -128,6 +143,7 @@ class Reviver:
     async def _forget(self, lease: Lease, state: ClusterState) -> None:
         _log.warning("all nodes of cluster %s are gone; its record is removed", state.cluster.name)
         self._watches.drop(state.cluster.name)
+        state = await self._clusters.get(state.cluster.name)  # their ends are written down by now
         try:
             await self._lifecycle.remove(lease, [*state.nodes, *state.leaving])
         except SkyloomError as error:

@@ -69,7 +69,10 @@ class ClusterRow(_Row):
 
 @dataclass(frozen=True)
 class NodeRow(_Row):
-    """`unwanted`: it is being deleted; its row goes when its absence is confirmed."""
+    """`unwanted`: it is being deleted; its row goes when its absence is confirmed.
+
+    `running_since`: when its cluster came up with it; None before that, and once its end was written down.
+    """
 
     id: str
     cluster_id: str
@@ -84,6 +87,7 @@ class NodeRow(_Row):
     created_by: str
     created_at: float
     last_seen_at: float | None
+    running_since: float | None
     version: int
 
 

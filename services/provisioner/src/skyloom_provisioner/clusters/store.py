@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from skyloom_common.contracts.jobs import Job
-from skyloom_common.contracts.plan import Offer
+from skyloom_common.contracts.plan import LaunchOutcome, Offer
 from skyloom_common.core.clock import Clock
 from skyloom_common.core.errors import ClusterDoesNotExist
 from skyloom_common.core.ids import new_id
 from skyloom_common.store import Database, update_versioned
 from skyloom_common.store.lease import Lease, LeaseKeeper
 from skyloom_provisioner.clusters.rows import ClusterRow, ClusterState, NodeRow, NodeStatus
+from skyloom_provisioner.outcomes.outbox import add_outcomes_in
 from skyloom_provisioner.tables import clusters, jobs, nodes, usage
 
 
 class ClusterStore:
-    """`on_change(name)` is told after every commit that changes what clients see. `version` counts those commits here."""
+    """`on_change(name)` is told after every commit that changes what clients see. `version` counts those commits here.
+
+    `outcomes` of a write are added to the outbox in its transaction; `on_outcome()` is told once it is committed.
+    """
 
     def __init__(self, database: Database, keeper: LeaseKeeper, clock: Clock) -> None:
         self.database = database
@@ -29,6 +33,7 @@ class ClusterStore:
         self._clock = clock
         self.version = 0
         self.on_change: Callable[[str], None] = lambda name: None
+        self.on_outcome: Callable[[], None] = lambda: None
 
     # --- reads ---
 
@@ -122,24 +127,62 @@ class ClusterStore:
                 await also(connection)
         self._changed(lease)
 
-    async def change_node(self, lease: Lease, node_id: str, **values: Any) -> None:
-        await self.change_nodes(lease, [node_id], **values)
+    async def change_node(
+        self, lease: Lease, node_id: str, *, outcomes: Sequence[LaunchOutcome] = (), **values: Any
+    ) -> None:
+        await self.change_nodes(lease, [node_id], outcomes=outcomes, **values)
 
-    async def change_nodes(self, lease: Lease, node_ids: Iterable[str], **values: Any) -> None:
+    async def change_nodes(
+        self,
+        lease: Lease,
+        node_ids: Iterable[str],
+        *,
+        outcomes: Sequence[LaunchOutcome] = (),
+        also: Callable[[AsyncConnection], Any] | None = None,
+        **values: Any,
+    ) -> None:
         statement = (
             update(nodes).where(nodes.c.id.in_(list(node_ids))).values(**values, version=nodes.c.version + 1)
         )
         async with self.database.write() as connection:
             await self._keeper.fence(connection, lease)
             await connection.execute(statement)
+            await add_outcomes_in(connection, outcomes)
+            if also is not None:
+                await also(connection)
         self._changed(lease)
+        self._told_of(outcomes)
 
-    async def drop_node(self, lease: Lease, node_id: str) -> None:
+    async def nodes_up(
+        self, lease: Lease, node_ids: Iterable[str], outcomes: Sequence[LaunchOutcome]
+    ) -> None:
+        """They are part of the cluster now; those that were before run since then."""
+        now = self._clock.now()
+        await self.change_nodes(
+            lease,
+            node_ids,
+            outcomes=outcomes,
+            status=NodeStatus.UP.value,
+            problem="",
+            last_seen_at=now,
+            running_since=func.coalesce(nodes.c.running_since, now),
+        )
+
+    async def drop_node(self, lease: Lease, node_id: str, outcomes: Sequence[LaunchOutcome] = ()) -> None:
         """Only after the absence of its instance was confirmed."""
         async with self.database.write() as connection:
             await self._keeper.fence(connection, lease)
             await connection.execute(delete(nodes).where(nodes.c.id == node_id))
+            await add_outcomes_in(connection, outcomes)
         self._changed(lease)
+        self._told_of(outcomes)
+
+    async def report(self, lease: Lease, outcomes: Sequence[LaunchOutcome]) -> None:
+        """Outcomes of something that changes no row."""
+        async with self.database.write() as connection:
+            await self._keeper.fence(connection, lease)
+            await add_outcomes_in(connection, outcomes)
+        self._told_of(outcomes)
 
     async def drop_cluster(self, lease: Lease, cluster_id: str) -> None:
         """Its ledger rows stay; they are closed."""
@@ -207,6 +250,10 @@ class ClusterStore:
     def _changed(self, lease: Lease) -> None:
         self.version += 1
         self.on_change(lease.key)
+
+    def _told_of(self, outcomes: Sequence[LaunchOutcome]) -> None:
+        if outcomes:
+            self.on_outcome()
 
 
 def new_node(cluster_id: str, rank: int, offer: Offer, operation_id: str, now: float) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Any
 
 from skyloom_common.contracts.plan import Offer
 from skyloom_common.core.errors import (
+    AccessDenied,
     AgentUnreachable,
     CredentialsInvalid,
     InsufficientCapacity,
+    PriceLimitExceeded,
     ProviderError,
     ProviderInvalidRequest,
     QuotaExceeded,
@@ -40,13 +42,28 @@ def judge(error: SkyloomError, offer: Offer) -> Verdict:
         return Verdict(
             blocked=_region(offer), sentence=f"{_place(offer, 'region')} is left out: quota exceeded"
         )
+    if isinstance(error, AccessDenied):
+        blocks = reach(error)
+        return Verdict(
+            blocked=_SCOPES[blocks](offer),
+            sentence=f"{_place(offer, blocks)} is left out: this account may not use it",
+        )
     if isinstance(error, InsufficientCapacity):
         return _sold_out(error, offer)
+    if isinstance(error, PriceLimitExceeded):
+        return Verdict(blocked=_zone(offer), sentence=f"{_place(offer, 'zone')}: dearer than the price limit")
     if isinstance(error, (ProviderError, AgentUnreachable)):
         return Verdict(
             blocked=_zone(offer), sentence=f"{_place(offer, 'zone')} is left out after this failure"
         )
     return Verdict(stop=True, sentence="this is no fault of the place")
+
+
+def reach(error: SkyloomError) -> str:
+    """How far the provider's answer reaches: zone, region or cloud."""
+    usual = "region" if isinstance(error, AccessDenied) else "zone"
+    said = str(error.details.get("blocks", usual))
+    return said if said in _SCOPES else usual
 
 
 def is_blocked(offer: Offer, blocked: tuple[dict[str, Any], ...]) -> bool:
@@ -83,9 +100,10 @@ def summarize(attempts: list[dict[str, Any]], rejections: list[str]) -> str:
 
 
 def _sold_out(error: SkyloomError, offer: Offer) -> Verdict:
-    blocks = str(error.details.get("blocks", "zone"))
-    scope = {"cloud": _cloud, "region": _region}.get(blocks, _zone)
-    return Verdict(blocked=_typed(scope(offer), offer), sentence=f"{_place(offer, blocks)}: sold out")
+    blocks = reach(error)
+    return Verdict(
+        blocked=_typed(_SCOPES[blocks](offer), offer), sentence=f"{_place(offer, blocks)}: sold out"
+    )
 
 
 def _typed(scope: dict[str, Any], offer: Offer) -> dict[str, Any]:
@@ -110,3 +128,6 @@ def _place(offer: Offer, blocks: str) -> str:
         blocks, [offer.cloud, offer.region, offer.zone]
     )
     return "/".join(part for part in parts if part)
+
+
+_SCOPES = {"cloud": _cloud, "region": _region, "zone": _zone}

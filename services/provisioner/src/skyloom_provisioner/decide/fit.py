@@ -7,6 +7,7 @@ from dataclasses import replace
 from skyloom_common.contracts.plan import Offer
 from skyloom_common.contracts.task.expand import alternatives
 from skyloom_common.contracts.task.model import AcceleratorSpec, Quantity, ResourcesSpec
+from skyloom_common.contracts.task.places import PARTS, Place, place_text, places_of, same_name
 
 
 def misfits(resources: ResourcesSpec, num_nodes: int, offer: Offer, has_nodes: int) -> list[str]:
@@ -26,10 +27,12 @@ def _number_of(lacks: list[str]) -> int:
 
 def _lacks(wanted: ResourcesSpec, offer: Offer) -> list[str]:
     problems: list[str] = []
-    for name in ("cloud", "region", "zone", "instance_type"):
-        asked, has = getattr(wanted, name), getattr(offer, name)
-        if asked and str(asked).lower() != str(has).lower():
-            problems.append(f"{name}: {asked} asked, the cluster is in {has or 'none'}")
+    problems += _elsewhere(wanted, offer)
+    has_type = offer.instance_type
+    if wanted.instance_type and wanted.instance_type.lower() != has_type.lower():
+        problems.append(
+            f"instance_type: {wanted.instance_type} asked, the cluster is in {has_type or 'none'}"
+        )
     problems += _smaller("cpus", wanted.cpus, offer.vcpus)
     memory = wanted.memory
     if memory is not None and memory.per_cpu:
@@ -42,6 +45,25 @@ def _lacks(wanted: ResourcesSpec, offer: Offer) -> list[str]:
         own = f"{offer.accelerator}:{offer.accelerator_count:g}" if offer.accelerator else "none"
         problems.append(f"accelerators: {asked_names} asked, the cluster has {own}")
     return problems
+
+
+def _elsewhere(wanted: ResourcesSpec, offer: Offer) -> list[str]:
+    """The part of the place that is wrong, or the whole list where several places would do."""
+    named = places_of(wanted)
+    if any(not _wrong_parts(place, offer) for place in named):
+        return []
+    if len(named) > 1:
+        here = place_text((offer.cloud, offer.region, offer.zone))
+        return [f"infra: {' or '.join(map(place_text, named))} asked, the cluster is in {here}"]
+    return [
+        f"{name}: {getattr(named[0], name)} asked, the cluster is in {getattr(offer, name) or 'none'}"
+        for name in _wrong_parts(named[0], offer)
+    ]
+
+
+def _wrong_parts(place: Place, offer: Offer) -> list[str]:
+    pairs = ((name, getattr(place, name), getattr(offer, name)) for name in PARTS)
+    return [name for name, asked, has in pairs if asked is not None and not same_name(asked, has)]
 
 
 def _smaller(name: str, wanted: Quantity | None, has: float | None) -> list[str]:

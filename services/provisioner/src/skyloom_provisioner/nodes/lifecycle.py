@@ -15,8 +15,10 @@ from skyloom_common.core.errors import AgentUnreachable, InstanceNotFound, Provi
 from skyloom_common.store.lease import Lease
 from skyloom_provisioner.clusters.rows import ClusterRow, NodeRow, NodeStatus
 from skyloom_provisioner.clusters.store import ClusterStore
+from skyloom_provisioner.decide.outcomes import ended
 from skyloom_provisioner.deployment import Deployment
 from skyloom_provisioner.nodes.agents import AgentPool, instance_of
+from skyloom_provisioner.nodes.live import LiveView
 from skyloom_provisioner.polling import all_or_first_error, finish_even_if_cancelled, poll
 from skyloom_provisioner.providers.base import (
     CLUSTER_TAG,
@@ -47,6 +49,7 @@ class NodeLifecycle:
         store: ClusterStore,
         deployment: Deployment,
         clock: Clock,
+        live: LiveView,
         *,
         heartbeat_seconds: float = 5.0,
         limits: Limits | None = None,
@@ -56,6 +59,7 @@ class NodeLifecycle:
         self._store = store
         self._deployment = deployment
         self._clock = clock
+        self._live = live
         self._heartbeat_seconds = heartbeat_seconds
         self._limits = limits or Limits()
 
@@ -100,7 +104,15 @@ class NodeLifecycle:
 
         if await poll(stopped, clock=self._clock, timeout=self._limits.stopped) is None:
             raise ProviderError(f"node {node.rank}: {node.instance_id} did not stop in time")
-        await self._store.change_node(lease, node.id, status=NodeStatus.STOPPED.value, problem="")
+        outcome = ended(node, self._clock.now(), taken=False)
+        await self._store.change_node(
+            lease,
+            node.id,
+            outcomes=[outcome] if outcome else [],
+            status=NodeStatus.STOPPED.value,
+            problem="",
+            running_since=None,
+        )
 
     async def start_agent(self, node: NodeRow) -> NodeInfo:
         """Until the agent answers. Raises AgentUnreachable with what its log says."""
@@ -168,19 +180,30 @@ class NodeLifecycle:
         await all_or_first_error([self._remove(lease, node) for node in nodes])
 
     async def _remove(self, lease: Lease, node: NodeRow) -> None:
-        provider = self._providers.get(node.provider)
+        asked_at, taken = self._clock.now(), self._live.is_being_taken(node.id)
         for id in await self._instances_of(node):
+            was_gone = await self._delete(node, id)
+            taken = taken or (was_gone and not node.unwanted)
+        outcome = ended(node, asked_at, taken=taken)
+        await self._store.drop_node(lease, node.id, [outcome] if outcome else [])
 
-            async def gone(id: str = id) -> bool | None:
-                try:
-                    await finish_even_if_cancelled(provider.delete(id))
-                except InstanceNotFound:
-                    return True
-                return None
+    async def _delete(self, node: NodeRow, id: str) -> bool:
+        """Until its absence is confirmed. True when it was absent at the first call."""
+        provider = self._providers.get(node.provider)
+        calls = 0
 
-            if await poll(gone, clock=self._clock, timeout=self._limits.gone) is None:
-                raise ProviderError(f"node {node.rank}: {id} is still there after its deletion was asked for")
-        await self._store.drop_node(lease, node.id)
+        async def gone() -> bool | None:
+            nonlocal calls
+            calls += 1
+            try:
+                await finish_even_if_cancelled(provider.delete(id))
+            except InstanceNotFound:
+                return True
+            return None
+
+        if await poll(gone, clock=self._clock, timeout=self._limits.gone) is None:
+            raise ProviderError(f"node {node.rank}: {id} is still there after its deletion was asked for")
+        return calls == 1
 
     async def _instances_of(self, node: NodeRow) -> list[str]:
         """Known by its row; else (we died between create and writing it down) looked for by its tag,

@@ -35,6 +35,11 @@ class LiveView:
         self.nodes.pop(node_id, None)
         self._awaited.pop(node_id, None)
 
+    def is_being_taken(self, node_id: str) -> bool:
+        """The cloud has announced that it takes the machine back."""
+        live = self.nodes.get(node_id)
+        return live is not None and live.heartbeat.interruption is not None
+
     def age(self, node_id: str) -> float | None:
         live = self.nodes.get(node_id)
         return None if live is None else max(0.0, self.clock.monotonic() - live.received)

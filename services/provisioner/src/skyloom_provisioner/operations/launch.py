@@ -14,13 +14,14 @@ from skyloom_common.contracts.task.support import ignored_at_launch
 from skyloom_common.core.errors import ClusterDoesNotExist, ResourcesMismatch
 from skyloom_common.core.ids import new_id
 from skyloom_common.saga import Outputs, Saga, Step
-from skyloom_provisioner.clusters.rows import ClusterState, Goal, NodeStatus
+from skyloom_provisioner.clusters.rows import ClusterState, Goal
 from skyloom_provisioner.clusters.text import counted, resources_text
 from skyloom_provisioner.decide.fit import misfits
 from skyloom_provisioner.decide.mode import LaunchMode, launch_mode
+from skyloom_provisioner.decide.outcomes import started
 from skyloom_provisioner.operations.context import OperationContext
 from skyloom_provisioner.operations.kinds import Kind
-from skyloom_provisioner.operations.provision import Provisioning
+from skyloom_provisioner.operations.provision import Provisioning, failure_reported
 from skyloom_provisioner.operations.rows import LAUNCH
 from skyloom_provisioner.operations.submit import submit, sync
 from skyloom_provisioner.polling import all_or_first_error
@@ -60,18 +61,19 @@ def _check_fit(task: TaskSpec, state: ClusterState) -> None:
         )
 
 
-async def provision(context: OperationContext, outputs: Outputs) -> None:
+async def provision(context: OperationContext, outputs: Outputs) -> dict[str, Any]:
+    """`rented`: machines came up, and in so many `seconds` where this process saw the whole of it."""
     mode = LaunchMode(outputs["prepare"]["mode"])
     if mode is LaunchMode.REUSE:
         await context.say("provisioning", f"cluster {context.row.target} is up and is reused")
-        return
+        return {"rented": False}
     if mode is LaunchMode.NEW:
         await _ensure_row(context)
-        await Provisioning(context).walk_candidates()
-    elif mode is LaunchMode.START:
+        return {"rented": True, "seconds": await Provisioning(context).walk_candidates()}
+    if mode is LaunchMode.START:
         await _start(context)
-    else:
-        await _repair(context)
+        return {"rented": True}
+    return {"rented": await _repair(context)}
 
 
 async def _ensure_row(context: OperationContext) -> None:
@@ -115,21 +117,24 @@ async def _start(context: OperationContext) -> None:
 
     values = {"goal": Goal.UP.value, "status": ClusterStatus.INIT.value, "status_message": "starting"}
     await parts.clusters.change_in_one(context.lease, cluster, values, also=open_ledger)
-    nodes = await all_or_first_error([parts.lifecycle.resume(context.lease, node) for node in state.nodes])
-    context.checkpoint("instances_started")
-    await context.say("starting_agents", "starting the agents")
-    await all_or_first_error([parts.lifecycle.start_agent(node) for node in nodes])
+    async with failure_reported(context, cluster.offer):
+        nodes = await all_or_first_error(
+            [parts.lifecycle.resume(context.lease, node) for node in state.nodes]
+        )
+        context.checkpoint("instances_started")
+        await context.say("starting_agents", "starting the agents")
+        await all_or_first_error([parts.lifecycle.start_agent(node) for node in nodes])
 
 
-async def _repair(context: OperationContext) -> None:
-    """Nodes that are gone are replaced in the same place; agents that died are started again."""
+async def _repair(context: OperationContext) -> bool:
+    """True when machines were rented. Nodes that are gone are replaced in the same place; agents that died are started again."""
     parts, state = context.parts, await context.cluster()
     why = state.cluster.status_message
     await context.say("provisioning", f"repairing cluster {state.cluster.name}{': ' if why else ''}{why}")
     looked = await all_or_first_error([parts.lifecycle.look(node) for node in state.nodes])
     gone = [node for node, instance in zip(state.nodes, looked, strict=True) if instance is None]
     await parts.lifecycle.remove(context.lease, [*gone, *state.leaving])
-    await Provisioning(context).fill_missing_ranks()
+    return await Provisioning(context).fill_missing_ranks()
 
 
 async def up(context: OperationContext, outputs: Outputs) -> dict[str, Any]:
@@ -141,7 +146,7 @@ async def up(context: OperationContext, outputs: Outputs) -> dict[str, Any]:
     if autostop is not None:
         values |= {"autostop": autostop if autostop.enabled else None, "autostop_set_at": parts.clock.now()}
     if LaunchMode(outputs["prepare"]["mode"]) is not LaunchMode.REUSE:
-        values |= await _join(context, state)
+        values |= await _join(context, state, outputs.get("provision", {}))
     if values:
         await parts.clusters.change(context.lease, state.cluster, **values)
     if "status" in values:
@@ -150,18 +155,17 @@ async def up(context: OperationContext, outputs: Outputs) -> dict[str, Any]:
     return {"cluster_id": state.cluster.id}
 
 
-async def _join(context: OperationContext, state: ClusterState) -> dict[str, Any]:
+async def _join(
+    context: OperationContext, state: ClusterState, provisioned: dict[str, Any]
+) -> dict[str, Any]:
     parts, now = context.parts, context.parts.clock.now()
     infos = await all_or_first_error([parts.lifecycle.ask(node) for node in state.nodes])
     generation = state.cluster.membership_generation + 1
     await parts.lifecycle.join(state.cluster, state.nodes, infos, generation)
-    await parts.clusters.change_nodes(
-        context.lease,
-        [node.id for node in state.nodes],
-        status=NodeStatus.UP.value,
-        problem="",
-        last_seen_at=now,
-    )
+    outcomes = []
+    if provisioned.get("rented") and state.cluster.offer is not None:
+        outcomes.append(started(context.row.id, state.cluster.offer, now, provisioned.get("seconds")))
+    await parts.clusters.nodes_up(context.lease, [node.id for node in state.nodes], outcomes)
     return {
         "status": ClusterStatus.UP.value,
         "status_message": "",

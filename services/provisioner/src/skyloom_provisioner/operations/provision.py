@@ -6,10 +6,11 @@ attempt. The nodes of a failed attempt are gone before the next one begins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from skyloom_common.contracts.plan import Candidate, LaunchOutcome, Offer, Plan, PlanRequest
+from skyloom_common.contracts.plan import Candidate, Offer, Plan, PlanRequest
 from skyloom_common.core.errors import (
     AgentUnreachable,
     ProviderError,
@@ -23,6 +24,7 @@ from skyloom_provisioner.clusters.rows import ClusterState, NodeRow
 from skyloom_provisioner.clusters.store import new_node
 from skyloom_provisioner.clusters.text import counted, offer_text, resources_text
 from skyloom_provisioner.decide.failover import describe_attempt, is_blocked, judge, summarize
+from skyloom_provisioner.decide.outcomes import failed
 from skyloom_provisioner.operations.context import OperationContext
 from skyloom_provisioner.operations.planning import full_request
 from skyloom_provisioner.polling import all_or_first_error
@@ -39,9 +41,11 @@ class Provisioning:
         self._attempts: list[dict[str, Any]] = scratch.get("attempts", [])
         self._blocked: list[dict[str, Any]] = scratch.get("blocked", [])
         self._throttled = 0
+        self._began: float | None = None
 
-    async def walk_candidates(self) -> None:
-        """Returns with every node rented and its agent answering. Raises ResourcesUnavailable and what stops a launch."""
+    async def walk_candidates(self) -> float | None:
+        """Returns with every node rented and its agent answering: how long the attempt took, unless another process began it.
+        Raises ResourcesUnavailable and what stops a launch."""
         while True:
             state = await self._context.cluster()
             await self._parts.lifecycle.remove(self._context.lease, state.leaving)
@@ -52,10 +56,10 @@ class Provisioning:
                 await self._begin(state, candidate.offer)
                 state = await self._context.cluster()
             if await self._attempt(state):
-                return
+                return None if self._began is None else self._parts.clock.monotonic() - self._began
 
-    async def fill_missing_ranks(self) -> None:
-        """For a repair: the cluster's own offer and nowhere else."""
+    async def fill_missing_ranks(self) -> bool:
+        """For a repair: the cluster's own offer and nowhere else. True when any was missing."""
         state = await self._context.cluster()
         assert state.cluster.offer is not None
         ranks = set(range(state.cluster.num_nodes)) - {node.rank for node in state.nodes}
@@ -67,7 +71,10 @@ class Provisioning:
                 new_nodes=self._intents(state, state.cluster.offer, sorted(ranks)),
             )
             state = await self._context.cluster()
-        await self._bring_up(state, state.nodes)
+        created = any(node.created_by == self._context.row.id for node in state.nodes)
+        async with failure_reported(self._context, state.cluster.offer):
+            await self._bring_up(state, state.nodes)
+        return created
 
     async def _next_candidate(self) -> Candidate | None:
         """None after a pause that `retry_until_up` asked for."""
@@ -107,6 +114,7 @@ class Provisioning:
 
     async def _begin(self, state: ClusterState, offer: Offer) -> None:
         """Intent: rows, the ledger and the attempt are written before anything is asked of the provider."""
+        self._began = self._parts.clock.monotonic()
         count = state.cluster.num_nodes
         text = resources_text(offer, count)
 
@@ -141,7 +149,7 @@ class Provisioning:
 
     async def _attempt(self, state: ClusterState) -> bool:
         """False when this place is given up; its nodes are gone then."""
-        offer, began = state.nodes[0].offer, self._parts.clock.monotonic()
+        offer = state.nodes[0].offer
         try:
             await self._bring_up(state, state.nodes)
         except Throttled as error:
@@ -153,9 +161,8 @@ class Provisioning:
             await self._parts.clock.sleep(pause)
             return False
         except PLACE_FAULTS as error:
-            await self._give_up(offer, error)
+            await self._give_up(state, offer, error)
             return False
-        await self._report(offer, "ok", self._parts.clock.monotonic() - began)
         return True
 
     async def _bring_up(self, state: ClusterState, nodes: Sequence[NodeRow]) -> None:
@@ -168,7 +175,8 @@ class Provisioning:
         await all_or_first_error([lifecycle.start_agent(node) for node in rented])
         self._context.checkpoint("agents_up")
 
-    async def _give_up(self, offer: Offer, error: SkyloomError) -> None:
+    async def _give_up(self, state: ClusterState, offer: Offer, error: SkyloomError) -> None:
+        """What was tried, that its nodes go, and what others learn of it are one write: it happens once."""
         verdict = judge(error, offer)
         await self._context.say(
             "provisioning",
@@ -179,35 +187,40 @@ class Provisioning:
         self._attempts.append(describe_attempt(error, offer, self._parts.clock.now()))
         if verdict.blocked is not None:
             self._blocked.append(verdict.blocked)
-        await self._save()
+        outcome = failed(self._context.row.id, len(self._attempts), offer, error, self._parts.clock.now())
+
+        async def also(connection: Any) -> None:
+            await self._parts.operations.save_in(
+                connection, self._context.lease, self._context.row.id, scratch=self._scratch()
+            )
+
+        await self._parts.clusters.change_nodes(
+            self._context.lease,
+            [node.id for node in state.nodes],
+            outcomes=[outcome] if outcome else [],
+            also=also,
+            unwanted=True,
+        )
+        self._context.checkpoint("attempt_failed")
         state = await self._context.cluster()
         await self._parts.lifecycle.remove(self._context.lease, [*state.nodes, *state.leaving])
-        await self._report(offer, error.code, None)
         if verdict.stop:
             raise error
-
-    async def _report(self, offer: Offer, result: str, seconds: float | None) -> None:
-        """Teaches the next launch, of anyone; a lost report costs one slow attempt."""
-        outcome = LaunchOutcome(
-            cloud=offer.cloud,
-            region=offer.region,
-            zone=offer.zone,
-            instance_type=offer.instance_type,
-            use_spot=offer.use_spot,
-            result=result,
-            at=self._parts.clock.now(),
-            seconds_to_running=seconds,
-            id=f"{self._context.row.id}-{len(self._attempts)}-{result}"[:64],
-        )
-        try:
-            await self._parts.optimizer.record_outcome(outcome)
-        except SkyloomError as error:
-            await self._context.say(
-                "provisioning", f"the outcome was not recorded: {error.message}", level="debug"
-            )
 
     def _scratch(self) -> dict[str, Any]:
         return {"attempts": self._attempts, "blocked": self._blocked}
 
     async def _save(self) -> None:
         await self._parts.operations.save(self._context.lease, self._context.row.id, scratch=self._scratch())
+
+
+@contextlib.asynccontextmanager
+async def failure_reported(context: OperationContext, offer: Offer | None) -> AsyncIterator[None]:
+    """Around machines that come up in the one place that they can: what fails there is an outcome of this place too."""
+    try:
+        yield
+    except PLACE_FAULTS as error:
+        outcome = failed(context.row.id, 1, offer, error, context.parts.clock.now()) if offer else None
+        if outcome is not None:
+            await context.parts.clusters.report(context.lease, [outcome])
+        raise

@@ -15,7 +15,8 @@ _MEMORY = re.compile(
     r"(?:(?P<vendor>[A-Za-z]+):)?(?P<memory>[0-9]+(?:\.[0-9]+)?\s*[KMGTP](?:i?B|i)?)(?P<plus>\+)?(?::(?P<count>[^:]*))?",
     re.IGNORECASE,
 )
-_NAME = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9_.\-/]*)(?::(?P<count>[^:]*))?")
+# With wildcards: any device whose name fits.
+_NAME = re.compile(r"(?P<name>[A-Za-z*][A-Za-z0-9_.\-/*?]*)(?::(?P<count>[^:]*))?")
 _SET = re.compile(r"\{(?P<names>[^{}]*)\}(?:\s*:\s*(?P<count>.*))?")
 
 

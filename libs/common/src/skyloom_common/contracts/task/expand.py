@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from skyloom_common.contracts.task import places
 from skyloom_common.contracts.task.model import ResourcesSpec
 from skyloom_common.contracts.task.overrides import apply_overrides
 
 __all__ = ["alternatives", "apply_overrides", "split_accelerators"]
 
-ANY_PLACE = "*"
+ANY_PLACE = places.ANY
 """In an entry of any_of/ordered: this part of the place is free again, whatever the base says."""
 
 
@@ -48,6 +49,13 @@ def _merged(base: ResourcesSpec, entry: ResourcesSpec) -> ResourcesSpec:
             changes[name] = {**getattr(base, name), **changes[name]}
     if "accelerators" in changes:
         changes["accelerators_ordered"] = entry.accelerators_ordered
+    if "infra" in changes:
+        changes |= dict.fromkeys(places.PARTS)
+    elif "cloud" in changes:
+        changes["infra"] = ()
+    elif base.infra and {"region", "zone"} & changes.keys():
+        changes |= places.changed(base.infra, changes.get("region"), changes.get("zone"))
+        return dataclasses.replace(base, **changes)
     if "cloud" in changes and changes["cloud"] != base.cloud:
         # A region of another cloud means nothing here.
         changes.setdefault("region", None)

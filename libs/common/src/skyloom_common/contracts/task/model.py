@@ -63,6 +63,7 @@ class JobRecoverySpec:
 class ResourcesSpec:
     """One set of requirements for each node. None or empty = no requirement.
 
+    `cloud`, `region` and `zone` may each be several names with commas between them, any of which will do (see `places`).
     `any_of` (cheapest wins) and `ordered` (first that works) hold overrides of the other fields; `alternatives()`
     in `expand` merges them. In `accelerators`, several entries are alternatives: any (cheapest) or, with
     `accelerators_ordered`, in the order given.
@@ -92,6 +93,8 @@ class ResourcesSpec:
     priority: Optional[int] = None
     priority_class: Optional[str] = None
     job_recovery: Optional[JobRecoverySpec] = None
+    infra: tuple[str, ...] = ()
+    """Places of different clouds, any of which will do, each as `cloud/region/zone`; then the other three are None."""
     any_of: tuple[ResourcesSpec, ...] = ()
     ordered: tuple[ResourcesSpec, ...] = ()
     internal: dict[str, Any] = field(default_factory=dict)

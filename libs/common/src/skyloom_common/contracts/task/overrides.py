@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Optional
 
-from skyloom_common.contracts.task import placement, scalars, taskfields
+from skyloom_common.contracts.task import placement, places, scalars, taskfields
 from skyloom_common.contracts.task.model import AutostopSpec, GitWorkdir, ResourcesSpec, TaskSpec, WaitFor
 from skyloom_common.contracts.task.problems import Field, Problems
 from skyloom_common.contracts.task.resources import job_recovery, resources
@@ -27,6 +27,7 @@ _AUTOSTOP_FLAGS = ("idle_minutes_to_autostop", "down", "wait_for")
 FLAGS = (*_TASK_FLAGS, *_PLACE_FLAGS, *_RESOURCE_FLAGS, *_JOB_FLAGS, *_AUTOSTOP_FLAGS)
 
 _NO_RESET = ("use_spot",)
+_ANYWHERE: dict[str, Any] = {"cloud": None, "region": None, "zone": None, "infra": ()}
 
 
 def apply_overrides(
@@ -109,22 +110,20 @@ def _place(given: Mapping[str, Any], base: ResourcesSpec, report: Problems) -> d
     if "infra" in given:
         if older:
             report.add(("--infra",), f"--infra together with {', '.join(map(_flag, older))}", "--infra alone")
-        found = (
-            {} if _is_reset(given["infra"]) else placement.infra(_field(given, "infra", report), frees=False)
-        )
-        return {"cloud": None, "region": None, "zone": None, **found}
+        given_place = _field(given, "infra", report)
+        found = {} if _is_reset(given_place.value) else placement.infra(given_place, frees=False)
+        return {**_ANYWHERE, **found}
     changes: dict[str, Any] = {}
     for key in older:
         field = _field(given, key, report)
-        if _is_reset(field.value):
-            changes[key] = None
-        elif key == "cloud":
-            changes[key] = placement.cloud_name(field)
-        else:
-            changes[key] = placement.place(field, field.value, changes.get("cloud", base.cloud))
+        reset = _is_reset(field.value)
+        changes[key] = None if reset else placement.older(field, changes.get("cloud", base.cloud))
     if "cloud" in changes and changes["cloud"] != base.cloud:
-        changes = {"region": None, "zone": None, **changes}
-    elif "region" in changes:
+        return {**_ANYWHERE, **changes}
+    if changes and base.infra:
+        freed = {key: value or places.ANY for key, value in changes.items()}
+        return places.changed(base.infra, freed.get("region"), freed.get("zone"))
+    if "region" in changes:
         changes.setdefault("zone", None)
     return changes
 
@@ -197,13 +196,21 @@ def _autostop(
 
 def _overridden(base: ResourcesSpec, changes: Mapping[str, Any]) -> ResourcesSpec:
     """The base changed, and the same fields emptied in its alternatives, which may then be the same."""
-    cleared = {name: _empty(name) for name in changes}
     entries: dict[str, Any] = {}
     for name in ("any_of", "ordered"):
-        left = [dataclasses.replace(entry, **cleared) for entry in getattr(base, name)]
+        left = [_cleared(entry, changes) for entry in getattr(base, name)]
         unique = [entry for index, entry in enumerate(left) if entry not in left[:index]]
         entries[name] = () if unique == [ResourcesSpec()] else tuple(unique)
     return dataclasses.replace(base, **changes, **entries)
+
+
+def _cleared(entry: ResourcesSpec, changes: Mapping[str, Any]) -> ResourcesSpec:
+    """An alternative without what the command line says."""
+    cleared = {name: _empty(name) for name in changes}
+    if entry.infra and "infra" not in changes and {"region", "zone"} & changes.keys():
+        freed = {key: changes[key] or places.ANY for key in ("region", "zone") if key in changes}
+        cleared |= places.changed(entry.infra, freed.get("region"), freed.get("zone"))
+    return dataclasses.replace(entry, **cleared)
 
 
 def _empty(name: str) -> Any:

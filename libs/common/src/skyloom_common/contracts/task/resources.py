@@ -87,16 +87,21 @@ def _placement(field: Field, *, is_entry: bool) -> dict[str, Any]:
     if whole is not None:
         if older:
             names = ", ".join(str(item.path[-1]) for item in older)
-            whole.refuse(f"infra together with {names}", "infra alone")
+            whole.refuse(f"infra together with {names}", _one_infra(whole.value, older))
         return dict(placement.infra(whole, frees=is_entry))
     values: dict[str, Any] = {}
     for item in older:
-        name = str(item.path[-1])
-        if name == "cloud":
-            values[name] = placement.cloud_name(item)
-        else:
-            values[name] = placement.place(item, item.value, values.get("cloud"))
+        values[str(item.path[-1])] = placement.older(item, values.get("cloud"))
     return values
+
+
+def _one_infra(whole: Any, older: list[Field]) -> str:
+    """`infra alone`, and how it would look where that is plain."""
+    parts = {str(item.path[-1]): item.value for item in older}
+    if not isinstance(whole, str) or "/" in whole or "," in whole or not isinstance(parts.get("region"), str):
+        return "infra alone"
+    rest = [parts["region"], parts["zone"]] if isinstance(parts.get("zone"), str) else [parts["region"]]
+    return f"infra: {'/'.join([whole, *rest])}" if "cloud" not in parts else "infra alone"
 
 
 def _accelerators(field: Field) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from skyloom_common.contracts.task.problems import Field
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _COUNT = re.compile(rf"(?P<number>{_NUMBER})(?P<plus>\+)?")
 _SIZE = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>[kmgtp](?:i?b|i)?|b)?\s*(?P<plus>\+)?", re.IGNORECASE)
-_PER_CPU = re.compile(rf"(?P<number>{_NUMBER})x", re.IGNORECASE)
+_PER_CPU = re.compile(rf"(?P<number>{_NUMBER})x(?P<plus>\+)?", re.IGNORECASE)
 _DURATION = re.compile(rf"(?P<number>{_NUMBER})\s*(?P<unit>[smhdw])?", re.IGNORECASE)
 _PORTS = re.compile(r"(?P<first>[0-9]+)(?:\s*-\s*(?P<last>[0-9]+))?")
 
@@ -128,11 +128,11 @@ def cpus(field: Field) -> Optional[Quantity]:
 
 
 def memory(field: Field, *, zero: bool = False) -> Optional[Quantity]:
-    right = "a number of GB such as 16, 16GB, 16+ (at least) or 4x (per vCPU)"
+    right = "a number of GB such as 16, 16GB, 16+ (at least), 4x (per vCPU) or 4x+"
     value = _stripped(field.value)
     per_cpu = _PER_CPU.fullmatch(value)
     if per_cpu:
-        return _positive(field, Quantity(float(per_cpu["number"]), per_cpu=True), right)
+        return _positive(field, Quantity(float(per_cpu["number"]), bool(per_cpu["plus"]), True), right)
     quantity = _size(value)
     if quantity is None:
         field.refuse_value("a size", right)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
+from skyloom_common.contracts.task import places
 from skyloom_common.contracts.task.model import GitWorkdir, ResourcesSpec, StorageSpec, TaskSpec
 from skyloom_common.contracts.task.mounts import is_bucket
 from skyloom_common.contracts.task.problems import path_text
@@ -166,7 +167,8 @@ def _image(resources: ResourcesSpec, features: Collection[str]) -> Iterator[str]
         if isinstance(image, str)
         else [f"docker:{image['docker']}" if "docker" in image else "", *image.values()]
     )
-    is_docker = any(name.startswith("docker:") for name in names) or resources.cloud == "kubernetes"
+    in_kubernetes = (places.clouds_of(resources) or frozenset()) == frozenset({"kubernetes"})
+    is_docker = any(name.startswith("docker:") for name in names) or in_kubernetes
     needed = "docker" if is_docker else "images"
     if needed not in features:
         kind = "a container image" if is_docker else "a machine image"

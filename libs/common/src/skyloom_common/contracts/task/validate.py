@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Callable, Optional, Union
 
+from skyloom_common.contracts.task import places
 from skyloom_common.contracts.task.expand import alternatives
 from skyloom_common.contracts.task.model import ResourcesSpec, StorageSpec, TaskFile, TaskSpec
 from skyloom_common.contracts.task.mounts import is_bucket
@@ -117,33 +118,43 @@ def local_path(source: str, base_dir: Base, filename: Optional[str] = None) -> P
 def _check_image(spec: ResourcesSpec, found: _Found) -> None:
     image = spec.image_id
     field = ("resources", "image_id")
+    clouds = places.clouds_of(spec)
+    regions = {place.region for place in places.places_of(spec)}
     if isinstance(image, str):
         if image.startswith("docker:"):
             return
-        if spec.cloud is None:
+        if clouds is None:
             found.add(
                 field, f"{shown(image)} without a cloud", "infra: CLOUD as well, or docker:IMAGE", image
             )
-        elif spec.cloud == "lambda":
+        elif "lambda" in clouds:
             found.add(field, f"{shown(image)} on lambda", "docker:IMAGE", image)
-        elif image.startswith("ami-") and spec.region is None:
+        elif len(clouds) > 1:
+            found.add(
+                field, f"{shown(image)} on {' and '.join(sorted(clouds))}", "docker:IMAGE, or any_of", image
+            )
+        elif image.startswith("ami-") and None in regions:
             found.add(
                 field, f"{shown(image)} without a region", "infra: aws/REGION, or {REGION: IMAGE}", image
             )
+        elif image.startswith("ami-") and len(regions) > 1:
+            found.add(field, f"{shown(image)} in {len(regions)} regions", "{REGION: IMAGE}", image)
     elif image is not None and "docker" not in image:
-        if spec.cloud is None:
+        if clouds is None:
             found.add(field, "machine images without a cloud", "infra: CLOUD as well, or docker:IMAGE")
-        elif spec.region is not None and spec.region not in image:
-            found.add(field, f"no image for the region {spec.region}", f"an entry {spec.region}: IMAGE")
+        for region in sorted(name for name in regions if name and "*" not in name and name not in image):
+            found.add(field, f"no image for the region {region}", f"an entry {region}: IMAGE")
 
 
 def _check_disks(spec: ResourcesSpec, found: _Found) -> None:
     if not spec.volumes:
         return
     field = ("resources", "volumes")
-    if spec.cloud not in (None, "gcp"):
-        found.add(field, f"extra disks on {spec.cloud}", "infra: gcp")
-    if any(disk.get("name") for disk in spec.volumes) and spec.region is None and spec.zone is None:
+    for cloud in sorted((places.clouds_of(spec) or frozenset()) - {"gcp"}):
+        found.add(field, f"extra disks on {cloud}", "infra: gcp")
+    if any(disk.get("name") for disk in spec.volumes) and any(
+        place.region is None and place.zone is None for place in places.places_of(spec)
+    ):
         found.add(field, "a named disk without a place", "infra: gcp/REGION or gcp/REGION/ZONE")
 
 

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Optional, Union
 
-from skyloom_common.contracts.task import placement, scalars
+from skyloom_common.contracts.task import placement, places, scalars
 from skyloom_common.contracts.task.mounts import ACCESS_MODES
 from skyloom_common.contracts.task.problems import Field, Problems
 from skyloom_common.contracts.task.source import load_documents, read_text
@@ -101,7 +101,11 @@ def _infra(item: Field) -> dict[str, Optional[str]]:
     if isinstance(item.value, str) and placement.ANY in item.value:
         item.refuse_value("one place", "a place without *, such as k8s/CONTEXT")
         return {}
-    return placement.infra(item, frees=False)
+    found = placement.infra(item, frees=False)
+    if "infra" in found or any(len(places.listed(part)) > 1 for part in found.values()):
+        item.refuse_value("one place", "the place where the volume lies, such as k8s/CONTEXT")
+        return {}
+    return found
 
 
 def _config(item: Field) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Callable, Optional
 
-from skyloom_common.contracts.task import placement
+from skyloom_common.contracts.task import places
 from skyloom_common.contracts.task.accelerators import accelerator_text, device_text
 from skyloom_common.contracts.task.model import (
     AutostopSpec,
@@ -102,14 +102,22 @@ def _resources(resources: ResourcesSpec, *, is_entry: bool) -> dict[str, Any]:
 
 
 def _place(resources: ResourcesSpec, *, is_entry: bool) -> dict[str, Any]:
-    place = {name: getattr(resources, name) for name in ("cloud", "region", "zone")}
-    given = {name: value for name, value in place.items() if value is not None}
-    if is_entry and len(given) != len(place):
-        return given  # `infra` in an entry says something about every part
-    text = placement.infra_text(resources.cloud, resources.region, resources.zone)
+    if resources.infra:
+        return {"infra": list(resources.infra)}
+    given = {name: value for name in places.PARTS if (value := getattr(resources, name)) is not None}
     if not given:
         return {}
-    return {"infra": text or placement.ANY}
+    several = any(len(places.listed(value)) > 1 for value in given.values())
+    # `infra` in an entry says something about every part, and several clouds in it are pairs.
+    apart = (is_entry and len(given) != len(places.PARTS)) or len(places.listed(resources.cloud)) > 1
+    if apart:
+        return {name: _one_or_list(places.listed(value)) for name, value in given.items()}
+    texts = [places.place_text(place) for place in places.places_of(resources)]
+    return {"infra": texts if several else texts[0]}
+
+
+def _one_or_list(names: tuple[str, ...]) -> Any:
+    return names[0] if len(names) == 1 else list(names)
 
 
 def _accelerators(resources: ResourcesSpec) -> Any:
@@ -126,7 +134,7 @@ def _accelerators(resources: ResourcesSpec) -> Any:
 
 def _quantity(quantity: Quantity) -> Any:
     if quantity.per_cpu:
-        return f"{tidy(quantity.value)}x"
+        return f"{tidy(quantity.value)}x{'+' if quantity.at_least else ''}"
     return f"{tidy(quantity.value)}+" if quantity.at_least else _number(quantity.value)
 
 

@@ -1,0 +1,1 @@
+"""What became of launches and nodes, on its way to the optimizer."""
