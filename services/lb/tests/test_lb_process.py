@@ -1,4 +1,4 @@
-"""The real thing as processes: start, reload, workers, certificates, drain."""
+"""The real thing as a process: start, reload, certificates, descriptors, drain."""
 
 from __future__ import annotations
 
@@ -6,77 +6,23 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import ssl
 import sys
-import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from skyloom_testing_lb import Start, balancers
+
 pytestmark = pytest.mark.integration
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-class Process:
-    def __init__(self, process: asyncio.subprocess.Process, port: int, admin: int) -> None:
-        self.process, self.port, self.admin = process, port, admin
-
-    async def get(self, path: str, token: str = "") -> tuple[int, str]:
-        def fetch() -> tuple[int, str]:
-            request = urllib.request.Request(f"http://127.0.0.1:{self.admin}{path}")
-            if token:
-                request.add_header("Authorization", f"Bearer {token}")
-            try:
-                with urllib.request.urlopen(request, timeout=5) as answer:
-                    return answer.status, answer.read().decode()
-            except urllib.error.HTTPError as error:
-                return error.code, error.read().decode()
-            except OSError:
-                return 0, ""
-
-        return await asyncio.to_thread(fetch)
-
-    async def ready(self) -> None:
-        async with asyncio.timeout(20):
-            while (await self.get("/readyz"))[0] != 200:
-                assert self.process.returncode is None, "it ended"
-                await asyncio.sleep(0.05)
-
-
-Start = Callable[..., Awaitable[Process]]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    started: list[Process] = []
-
-    async def make(*arguments: str, **environ: str) -> Process:
-        port, admin = free_port(), free_port()
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "skyloom_lb.main",
-            *("--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin), *arguments),
-            env={**os.environ, **environ},
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        started.append(Process(process, port, admin))
-        await started[-1].ready()
-        return started[-1]
-
-    yield make
-    for one in started:
-        if one.process.returncode is None:
-            one.process.kill()
-            await one.process.wait()
+    async with balancers() as make:
+        yield make
 
 
 async def wire(kit: Any, port: int, **options: Any) -> Any:
@@ -92,6 +38,82 @@ async def test_wrong_settings_end_with_a_sentence() -> None:
     assert process.returncode == 2
     assert words.startswith(b"skyloom-lb: policy: 'fastest' is unknown")
     assert b"Traceback" not in words
+
+
+async def test_nobody_outside_is_served_without_keys_unless_told_so() -> None:
+    async def run(*flags: str) -> tuple[int | None, bytes]:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "skyloom_lb.main", "--admin-port", "-1", "--port", "1", *flags,
+            stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        _, words = await asyncio.wait_for(process.communicate(), 20)
+        return process.returncode, words
+
+    code, words = await run("--host", "0.0.0.0", "--endpoint", "http://127.0.0.1:1", "--workers", "2")
+    assert code == 2 and words.startswith(b"skyloom-lb: host: 0.0.0.0 is reachable from outside")
+    assert b"--keys-file" in words and b"--open" in words and b"Traceback" not in words
+
+
+async def test_an_open_balancer_says_so(kit: Any, start: Start, tmp_path: Path) -> None:
+    endpoint = await kit.endpoint()
+    lb = await start("--endpoint", endpoint.url, "--host", "0.0.0.0", "--open")
+    assert (await lb.ready())["open"] is True
+    local = await start("--endpoint", endpoint.url, SKYLOOM_LB_OPEN="1")
+    assert (await local.ready())["open"] is False
+    (tmp_path / "keys.yaml").write_text("keys: []")
+    keyed = await start(
+        "--endpoint", endpoint.url, "--host", "0.0.0.0", "--keys-file", str(tmp_path / "keys.yaml")
+    )
+    assert (await keyed.ready())["open"] is False
+    one = await wire(kit, keyed.port)
+    await one.send(kit.post(target=b"/echo"))
+    assert (await one.message()).status == 401
+
+
+async def test_a_reload_does_not_open_an_address(kit: Any, start: Start, tmp_path: Path) -> None:
+    """Not even by saying that it listens elsewhere now."""
+    endpoint = await kit.endpoint()
+    keys, config = tmp_path / "keys.yaml", tmp_path / "lb.yaml"
+    keys.write_text("keys: []")
+    rest = f"services: {{default: {{endpoints: [{endpoint.url}]}}}}\n"
+    config.write_text(f"host: 0.0.0.0\nkeys_file: {keys}\n{rest}")
+    lb = await start("--config", str(config), "--host", "", SKYLOOM_LB_HOST="")
+    one = await wire(kit, lb.port)
+
+    async def status() -> int:
+        await one.send(kit.post(target=b"/echo"))
+        return int((await one.message()).status)
+
+    assert await status() == 401
+    for host in ("0.0.0.0", "127.0.0.1"):
+        config.write_text(f"host: {host}\n{rest}")
+        lb.signal(signal.SIGHUP)
+        await asyncio.sleep(0.3)
+        assert await status() == 401
+    config.write_text(f"host: 0.0.0.0\nopen: true\n{rest}")
+    lb.signal(signal.SIGHUP)
+    async with asyncio.timeout(10):
+        while await status() != 200:
+            await asyncio.sleep(0.02)
+
+
+async def test_more_clients_than_descriptors(kit: Any, start: Start) -> None:
+    """Those without a descriptor wait or are told; when others leave, everything goes on."""
+    endpoint = await kit.endpoint()
+    lb = await start("--endpoint", endpoint.url, "--max-connections", "10000", files=80)
+    first = await wire(kit, lb.port)
+    await first.send(kit.post(target=b"/echo"))
+    assert (await first.message()).status == 200
+    crowd = [await wire(kit, lb.port) for _ in range(150)]
+    for _ in range(3):
+        await first.send(kit.post(target=b"/echo"))
+        assert (await first.message()).status in (200, 503)
+    for one in crowd[:120]:
+        one.reset()
+    for one in (first, *crowd[120:], await wire(kit, lb.port)):
+        await one.send(kit.post(target=b"/echo"))
+        assert (await one.message()).status == 200
+    assert lb.process.returncode is None
 
 
 async def test_sigterm_under_500_streams_loses_none(kit: Any, start: Start) -> None:
@@ -142,58 +164,6 @@ async def test_drain_has_a_bound(kit: Any, start: Start) -> None:
     lb.process.send_signal(signal.SIGTERM)
     assert await one.ended() == b""
     assert await asyncio.wait_for(lb.process.wait(), 5) == 0
-
-
-async def test_two_workers_have_one_page_and_survive_a_death(kit: Any, start: Start) -> None:
-    endpoint = await kit.endpoint()
-    lb = await start("--endpoint", endpoint.url, "--workers", "2", "--drain-seconds", "1")
-    asked = 0
-
-    async def ask() -> None:
-        nonlocal asked
-        one = await wire(kit, lb.port)
-        await one.send(kit.post(target=b"/echo"))
-        assert (await one.message()).status == 200
-        one.close()
-        asked += 1
-
-    for _ in range(40):
-        await ask()
-    await until_counted(lb, 40)
-    workers = children(lb.process.pid)
-    assert len(workers) == 2
-    await asyncio.sleep(
-        1.2
-    )  # the supervisor asks once a second; what a worker counted since then dies with it
-    os.kill(workers[0], signal.SIGKILL)
-    async with asyncio.timeout(20):
-        while set(children(lb.process.pid)) == set(workers) or len(children(lb.process.pid)) < 2:
-            await asyncio.sleep(0.05)
-    await lb.ready()
-    for _ in range(10):
-        await ask()
-    await until_counted(lb, 50)
-    lb.process.send_signal(signal.SIGTERM)
-    assert await asyncio.wait_for(lb.process.wait(), 15) == 0
-
-
-def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-async def until_counted(lb: Process, expected: float) -> None:
-    """A worker that is slow to answer is missing on one page and there on the next."""
-    async with asyncio.timeout(20):
-        while await counted(lb) != expected:
-            await asyncio.sleep(0.05)
-
-
-async def counted(lb: Process) -> float:
-    page = (await lb.get("/metrics"))[1]
-    line = next(
-        one for one in page.splitlines() if one.startswith('skyloom_lb_requests_total{service="default"}')
-    )
-    return float(line.split()[-1])
 
 
 async def test_settings_are_reloaded_without_a_dropped_connection(

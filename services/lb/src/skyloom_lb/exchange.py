@@ -93,12 +93,17 @@ class Route:
 
 
 class Permit(Protocol):
-    """A place that was taken for a request; `release` is called exactly once."""
+    """A place that was taken for a request; `release` is called exactly once. `headers`: raw lines for the answer's head."""
+
+    @property
+    def headers(self) -> bytes: ...
 
     def release(self, outcome: Outcome) -> None: ...
 
 
 class FreePermit:
+    headers = b""
+
     def release(self, outcome: Outcome) -> None:
         """Nothing was taken."""
 

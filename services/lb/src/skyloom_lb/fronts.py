@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 from skyloom_common.bus import Bus
 from skyloom_common.contracts.endpoints import REPLICA_WANTED
+from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.admission.admission import Admission
 from skyloom_lb.admission.keys import KeyStore, read_keys
+from skyloom_lb.admission.ledger import Ledger
 from skyloom_lb.admission.shared import RedisScript
 from skyloom_lb.exchange import Front
 from skyloom_lb.openai.config import front_settings, secret_of, service_settings
@@ -33,17 +35,31 @@ def check(settings: Settings) -> None:
     path = settings.keys_file or front.keys_file
     if path:
         read_keys(path, front.limits)
+    elif not settings.is_local and not settings.open:
+        raise InvalidRequest(
+            f"host: {settings.host} is reachable from outside and there is no keys file, so that everybody could use the "
+            "endpoints; give --keys-file FILE (docs/lb-openai.md, Keys), --host 127.0.0.1, or --open if that is wanted"
+        )
     for name, service in settings.services.items():
         secret_of(service_settings(name, service.openai))
 
 
-def make_front(balancer: Balancer) -> Front:
-    """Called again when the settings or the set of services change; keys, counts and limits outlive that."""
+def is_exposed(settings: Settings) -> bool:
+    """Everybody who reaches it may use it, and not only this machine does."""
+    keyed = settings.keys_file or front_settings(settings.front).keys_file
+    return not keyed and not settings.is_local
+
+
+def make_front(balancer: Balancer, ledger: Ledger | None = None) -> Front:
+    """Called again when the settings or the set of services change; keys, counts and limits outlive that.
+
+    `ledger`: what this process counts together with the other workers.
+    """
     before = getattr(balancer, "front", None)
     settings = front_settings(balancer.settings.front)
     if balancer.settings.keys_file:
         settings = replace(settings, keys_file=balancer.settings.keys_file)
-    state = before.state if isinstance(before, OpenAiFront) else new_state(balancer)
+    state = before.state if isinstance(before, OpenAiFront) else new_state(balancer, ledger)
     if not settings.keys_file:
         state.keys = None
     elif state.keys is None or not state.keys.same(settings.keys_file, settings.limits):
@@ -54,16 +70,16 @@ def make_front(balancer: Balancer) -> Front:
     return front
 
 
-def new_state(balancer: Balancer) -> State:
+def new_state(balancer: Balancer, ledger: Ledger | None = None) -> State:
     """Once for each process."""
     settings = balancer.settings
     bus = Bus(settings.redis_url) if settings.redis_url else None
     wanted = Wanted(bus)
-    state = State(
-        Admission(RedisScript(bus.redis) if bus is not None else None, wanted, max(1, settings.workers)),
-        Random(),
-        bus=bus,
-    )
+    script = RedisScript(bus.redis) if bus is not None else None
+    admission = Admission(script, wanted, max(1, settings.workers), ledger=ledger)
+    if ledger is not None:
+        ledger.listen(admission.woken)
+    state = State(admission, Random(), bus=bus)
     looked = time.monotonic()
 
     def look(now: float) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +17,7 @@ from aiohttp import web
 from skyloom_common.core.errors import SkyloomError
 from skyloom_lb import settings as settings_module
 from skyloom_lb.admin import admin_app
-from skyloom_lb.fronts import check, make_front
+from skyloom_lb.fronts import check, is_exposed, make_front
 from skyloom_lb.settings import Settings
 from skyloom_lb.worker import Worker, listen, spare_the_collector
 
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SkyloomError as error:
         print(f"skyloom-lb: {error.message}", file=sys.stderr)  # noqa: T201
         return 2
+    if is_exposed(settings):
+        _log.warning("%s: anybody who reaches this address may use it: there is no keys file", settings.host)
     try:
         if settings.workers > 1:
             from skyloom_lb.workers import supervise
@@ -71,7 +74,7 @@ async def start_admin(settings: Settings, worker: Worker) -> web.AppRunner | Non
         return worker.snapshot()
 
     async def ready() -> tuple[bool, dict[str, Any]]:
-        return readiness([worker.snapshot()], 1)
+        return readiness([worker.snapshot()], 1, worker.settings)
 
     return await run_admin(settings, admin_app(read, ready, settings.admin_token))
 
@@ -85,8 +88,11 @@ async def run_admin(settings: Settings, app: web.Application) -> web.AppRunner |
     return runner
 
 
-def readiness(snapshots: Sequence[dict[str, Any]], wanted: int) -> tuple[bool, dict[str, Any]]:
-    """Ready: all workers answer, none drains. Missing sources are told, but the last known good endpoints still serve."""
+def readiness(
+    snapshots: Sequence[dict[str, Any]], wanted: int, settings: Settings
+) -> tuple[bool, dict[str, Any]]:
+    """Ready: all workers answer, none drains. Missing sources are told, but the last known good endpoints still serve; so is
+    what else an operator should know: limits that are not common now, an address that is open to everybody."""
     draining = any(one["draining"] for one in snapshots)
     sources = {name: words for one in snapshots for name, words in one["sources"].items()}
     detail = {
@@ -94,6 +100,8 @@ def readiness(snapshots: Sequence[dict[str, Any]], wanted: int) -> tuple[bool, d
         "workers": len(snapshots),
         "eligible": snapshots[0]["eligible"] if snapshots else {},
         "last_known_good": sources,
+        "limits": next((one["limits"] for one in snapshots if one["limits"]), ""),
+        "open": is_exposed(settings),
     }
     return len(snapshots) == wanted and not draining, detail
 
@@ -104,6 +112,7 @@ class Reload:
     def __init__(self, arguments: Sequence[str], worker: Worker) -> None:
         self._arguments = list(arguments)
         self._worker = worker
+        self._host = worker.settings.host  # where it listens, whatever the file says by now
         self._path = settings_module.parser().parse_known_args(self._arguments)[0].config or os.environ.get(
             "SKYLOOM_LB_CONFIG", ""
         )
@@ -124,7 +133,7 @@ class Reload:
     def now(self) -> None:
         self._mark = self._look()
         try:
-            settings = settings_module.load(self._arguments, os.environ)
+            settings = replace(settings_module.load(self._arguments, os.environ), host=self._host)
             check(settings)
             self._worker.configure(settings)
             _log.info("settings reloaded")

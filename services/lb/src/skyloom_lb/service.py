@@ -230,7 +230,8 @@ class Service:
                 backend.stats.ejections += 1
         else:
             backend.signals.success(first_byte)
-            observe_latency(backend, first_byte, now)
+            if status != 429:  # a quick no must not look like a quick answer
+                observe_latency(backend, first_byte, now)
         self.policy.changed(backend)
 
     def failed(self, backend: Backend, reason: str, now: float) -> None:

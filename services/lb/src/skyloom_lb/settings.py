@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,11 +35,14 @@ class Timeouts:
 
 @dataclass(frozen=True)
 class Retries:
-    """`budget`: retries as a share of requests, beyond a few a second; `hedge_after`: seconds, 0 = never."""
+    """`budget`: retries as a share of requests, beyond a few a second; `hedge_after`: seconds, 0 = never.
+
+    `statuses` say that the endpoint did not begin: 429 is its own queue being full, another one may have room.
+    """
 
     attempts: int = 3
     budget: float = 0.2
-    statuses: tuple[int, ...] = (502, 503, 504)
+    statuses: tuple[int, ...] = (429, 502, 503, 504)
     hedge_after: float = 0.0
 
 
@@ -93,8 +97,10 @@ class ServiceSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    host: str = "0.0.0.0"
+    host: str = "127.0.0.1"
     port: int = 8080
+    open: bool = False
+    """Serves the network without keys. Otherwise `host` must be a loopback address, or a keys file be given."""
     admin_host: str = "127.0.0.1"
     admin_port: int = 0
     """0 = the port after `port`; -1 = no admin port."""
@@ -126,6 +132,16 @@ class Settings:
     """Bodies up to this size are taken whole by the fast lane."""
     front: dict[str, Any] = field(default_factory=dict)
     """Keys, models and limits: read by the front."""
+
+    @property
+    def is_local(self) -> bool:
+        """Only this machine can reach it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def real_admin_port(self) -> int:
@@ -178,6 +194,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--config", help="settings file (YAML), reloaded on SIGHUP and on change [SKYLOOM_LB_CONFIG]"
     )
+    made.add_argument(
+        "--open",
+        action="store_true",
+        help="serve the network although there is no keys file [SKYLOOM_LB_OPEN=1]",
+    )
     made.add_argument("--endpoint", action="append", metavar="URL", help="an endpoint; may be repeated")
     made.add_argument("--policy", help="policy of the default service [SKYLOOM_LB_POLICY]")
     made.add_argument(
@@ -196,6 +217,8 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         text = getattr(flags, flag[2:].replace("-", "_")) or environ.get(variable)
         if text:
             settings = replace(settings, **{name: _scalar(flag, text, getattr(settings, name))})
+    if flags.open or environ.get("SKYLOOM_LB_OPEN", "").lower() in ("1", "true", "yes"):
+        settings = replace(settings, open=True)
     if not settings.redis_url and environ.get("REDIS_URL"):
         settings = replace(settings, redis_url=environ["REDIS_URL"])
     if flags.service:

@@ -2,6 +2,7 @@
 
 The supervisor keeps the port reserved, starts workers again when they die, passes signals on, and answers the admin port with
 the sum of what its workers count. They talk in JSON lines over a socket pair; a worker whose supervisor is gone drains and ends.
+What limits count is in a ledger that all of them map; a dead worker's part of it is cleared.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
 from skyloom_lb.admin import admin_app
+from skyloom_lb.admission.ledger import described, inherited, make_ledger
 from skyloom_lb.fronts import make_front
 from skyloom_lb.observe.snapshot import past, total
 from skyloom_lb.settings import Settings
 from skyloom_lb.worker import Worker, listen, spare_the_collector
 
 CONTROL = "SKYLOOM_LB_CONTROL_FD"
+LEDGER = "SKYLOOM_LB_LEDGER"
 _ASK_SECONDS = 2.0
 _LIMIT = 64 * 1024 * 1024
 _log = logging.getLogger("skyloom_lb")
@@ -38,20 +42,42 @@ class Child:
     writer: asyncio.StreamWriter
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     last: dict[str, Any] | None = None
+    missed_reload: bool = False
+    """SIGHUP came before it could hear it."""
+    _asked: int = 0
 
     async def ask(self) -> dict[str, Any] | None:
         """Its counts now; None when it does not answer."""
         async with self.lock:
+            self._asked += 1
             try:
                 async with asyncio.timeout(_ASK_SECONDS):
-                    self.writer.write(b"snapshot\n")
-                    line = await self.reader.readline()
+                    self.writer.write(b"%d\n" % self._asked)
+                    answer = await self._answer()
             except (OSError, TimeoutError):
                 return None
-        if not line:
+        if answer is None:
             return None
-        self.last = orjson.loads(line)
-        return self.last
+        self.last = answer
+        if self.missed_reload:
+            self.missed_reload = False
+            self.tell(signal.SIGHUP)
+        return answer
+
+    async def _answer(self) -> dict[str, Any] | None:
+        """That to this question: answers to earlier ones may still come."""
+        while line := await self.reader.readline():
+            answer: dict[str, Any] = orjson.loads(line)
+            if answer["ask"] == self._asked:
+                return answer
+        return None
+
+    def tell(self, number: signal.Signals) -> None:
+        if number is signal.SIGHUP and self.last is None:
+            self.missed_reload = True  # it would end of it
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
 
 
 class Supervisor:
@@ -62,6 +88,7 @@ class Supervisor:
         self._past: dict[str, Any] = {}
         self._stopping = asyncio.Event()
         self._port = settings.port
+        self._ledger, self._ears = make_ledger(settings.workers)
 
     async def run(self) -> int:
         reserved = listen(self._settings.host, self._settings.port, reuse_port=True)
@@ -94,10 +121,16 @@ class Supervisor:
         pause = 0.1
         while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
-            child = await self._start()
+            try:
+                child = await self._start(index)
+            except OSError as error:
+                _log.error("a worker cannot be started: %s", error.strerror or error)
+                await asyncio.sleep(1.0)
+                continue
             self._children[index] = child
             code = await child.process.wait()
             child.writer.close()
+            self._ledger.clear(index)
             if self._stopping.is_set():
                 return
             if child.last is not None:
@@ -108,8 +141,9 @@ class Supervisor:
             pause = 0.1 if lived > 10 else min(5.0, pause * 2)
             await asyncio.sleep(pause)
 
-    async def _start(self) -> Child:
+    async def _start(self, index: int) -> Child:
         ours, theirs = socket.socketpair()
+        ledger, fds = described(self._ledger, index, self._ears[index])
         with theirs:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -118,16 +152,15 @@ class Supervisor:
                 *self._arguments,
                 "--port",
                 str(self._port),
-                pass_fds=(theirs.fileno(),),
-                env={**os.environ, CONTROL: str(theirs.fileno())},
+                pass_fds=(theirs.fileno(), *fds),
+                env={**os.environ, CONTROL: str(theirs.fileno()), LEDGER: ledger},
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LIMIT)
         return Child(process, reader, writer)
 
     def _pass_on(self, number: signal.Signals) -> None:
         for child in self._children.values():
-            with contextlib.suppress(ProcessLookupError):
-                child.process.send_signal(number)
+            child.tell(number)
 
     async def _wait_for_all(self) -> None:
         """They drain by themselves; who does not end is killed a little after the bound."""
@@ -149,12 +182,14 @@ class Supervisor:
         return [one for one in answers if one is not None]
 
     async def _read(self) -> dict[str, Any]:
-        return total([one for one in (*await self._all(), self._past) if one])
+        """Of a worker that does not answer, what it said last: no count may go backwards."""
+        await self._all()
+        return total([one for one in (*(child.last for child in self._children.values()), self._past) if one])
 
     async def _ready(self) -> tuple[bool, dict[str, Any]]:
         from skyloom_lb.main import readiness
 
-        return readiness(await self._all(), self._settings.workers)
+        return readiness(await self._all(), self._settings.workers, self._settings)
 
 
 def supervise(settings: Settings, arguments: Sequence[str]) -> int:
@@ -170,7 +205,8 @@ async def work(settings: Settings, arguments: Sequence[str]) -> int:
 
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=int(os.environ[CONTROL])))
-    worker = Worker(settings, make_front)
+    ledger = inherited(os.environ[LEDGER])
+    worker = Worker(settings, partial(make_front, ledger=ledger))
     reload = Reload(arguments, worker)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
@@ -187,9 +223,14 @@ async def work(settings: Settings, arguments: Sequence[str]) -> int:
 async def _talk(
     worker: Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, stop: asyncio.Event
 ) -> None:
-    while await reader.readline():
-        writer.write(orjson.dumps(worker.snapshot()) + b"\n")
-    stop.set()
+    """Until the supervisor is gone, however it went: with an answer unread its end is a reset."""
+    try:
+        while line := await reader.readline():
+            writer.write(orjson.dumps({**worker.snapshot(), "ask": int(line)}) + b"\n")
+    except ConnectionError:
+        _log.warning("the supervisor is gone")
+    finally:
+        stop.set()
 
 
 def _main() -> int:

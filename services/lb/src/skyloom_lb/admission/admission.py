@@ -1,7 +1,8 @@
 """Whether a request may start now, later, or not: rates, concurrency, queues, and services that sleep.
 
 Order: rates (429, at once), an endpoint (held until there is one), a place (queued in a fair order). What was taken is given
-back exactly once, however the request ended. One per process; survives reloads.
+back exactly once, however the request ended. One per process; survives reloads. With a ledger, the worker processes of a balancer
+count together; without one, each has its share.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from skyloom_lb.admission.config import Limits, ServiceLimits
 from skyloom_lb.admission.gate import Gate, Slots
+from skyloom_lb.admission.ledger import HELD, Ledger, Row
 from skyloom_lb.admission.shared import RedisScript, SharedBucket
-from skyloom_lb.exchange import FREE, ClientStream, Outcome, Permit, Refusal
+from skyloom_lb.admission.taken import Place, Taken, rates, too_many
+from skyloom_lb.exchange import FREE, ClientStream, Permit, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -23,7 +26,6 @@ _FIRST_WORD = 1.0
 """Seconds after which a held stream hears from us for the first time."""
 _KEEP_ALIVE = b": waiting for a replica\n\n"
 _WANTED_EVERY = 1.0
-_MAX_IDLE_KEYS = 10_000
 
 
 class Sleeper(Protocol):
@@ -33,65 +35,6 @@ class Sleeper(Protocol):
 
     @property
     def eligible(self) -> Any: ...
-
-
-class Taken:
-    """What one limit set (a key's or a service's) counts: rates and places."""
-
-    __slots__ = ("limits", "name", "requests", "slots", "tokens")
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.limits = Limits()
-        self.slots = Slots(name)
-        self.requests: SharedBucket | None = None
-        self.tokens: SharedBucket | None = None
-
-    def configure(self, limits: Limits, workers: int, script: RedisScript | None, now: float) -> None:
-        self.limits = limits
-        self.slots.limit = -(-limits.concurrency // workers)
-        per_process = 1 if script is not None else workers
-        self.requests = self._bucket(
-            "requests", self.requests, limits.requests_per_minute / per_process, script, now
-        )
-        self.tokens = self._bucket("tokens", self.tokens, limits.tokens_per_minute / per_process, script, now)
-
-    def _bucket(
-        self, what: str, old: SharedBucket | None, per_minute: float, script: RedisScript | None, now: float
-    ) -> SharedBucket | None:
-        if not per_minute:
-            return None
-        if old is None:
-            return SharedBucket(f"{self.name}:{what}", per_minute, script, now)
-        old.resized(per_minute, now)
-        return old
-
-
-class Place:
-    """The permit of a request that counts somewhere."""
-
-    __slots__ = ("_admission", "_estimate", "_gate", "_key", "_service")
-
-    def __init__(self, admission: Admission, gate: Gate, service: Taken, key: Taken, estimate: float) -> None:
-        self._admission = admission
-        self._gate = gate
-        self._service = service
-        self._key = key
-        self._estimate = estimate
-
-    def release(self, outcome: Outcome) -> None:
-        self._gate.leave(self._key.slots)
-        if not outcome.ended:  # it goes on elsewhere, and is admitted there anew
-            self._admission.rates_back(self._key, self._service, self._estimate)
-        elif self._estimate:
-            used = outcome.prompt_tokens + outcome.completion_tokens
-            if used or outcome.status >= 400 or not outcome.first_byte:
-                over = self._estimate - used
-                now = self._admission.clock()
-                for one in (self._key.tokens, self._service.tokens):
-                    if one is not None:
-                        one.correct(over, now)
-        self._admission.left(self._gate)
 
 
 class Waiting:
@@ -113,8 +56,10 @@ class Admission:
         wanted: Callable[[str], None] = lambda service: None,
         workers: int = 1,
         clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger | None = None,
     ) -> None:
         self.clock = clock
+        self._ledger = ledger
         self._script = script
         self._wanted = wanted
         self._workers = workers
@@ -137,10 +82,9 @@ class Admission:
             self._settings[name] = settings
             taken = self._services.get(name)
             if taken is None:
-                taken = self._services[name] = Taken(f"service:{name}")
-                self._gates[name] = Gate()
-            taken.configure(settings.limits, self._workers, self._script, now)
-            self._gates[name].slots.limit = taken.slots.limit
+                taken = self._services[name] = Taken(f"service:{name}", always=True)
+                self._gates[name] = Gate(taken.slots, self._ledger)
+            taken.configure(settings.limits, self._workers, self._script, self._ledger, now)
         for gate in self._crowded:
             gate.grant()
 
@@ -149,7 +93,7 @@ class Admission:
         taken = self._keys.get(name)
         if taken is None:
             taken = self._keys[name] = Taken(f"key:{name}")
-        taken.configure(limits, self._workers, self._script, self.clock())
+        taken.configure(limits, self._workers, self._script, self._ledger, self.clock())
         return taken
 
     # --- one request
@@ -189,24 +133,24 @@ class Admission:
         """True = taken, False = only Redis knows (nothing was taken)."""
         now = self.clock()
         took: list[tuple[SharedBucket, float]] = []
-        for bucket, amount, words in _rates(key, service, estimate):
+        for bucket, amount, words in rates(key, service, estimate):
             wait = bucket.take_now(amount, now)
             if wait == 0.0:
                 took.append((bucket, amount))
                 continue
             for one, given in took:
                 one.correct(given, now)
-            return False if wait is None else _too_many(words, wait)
+            return False if wait is None else too_many(words, wait, key, self.clock())
         return True
 
     async def _rates_asked(self, key: Taken, service: Taken, estimate: float) -> Refusal | None:
         took: list[tuple[SharedBucket, float]] = []
         done = False
         try:
-            for bucket, amount, words in _rates(key, service, estimate):
+            for bucket, amount, words in rates(key, service, estimate):
                 wait = await bucket.take(amount, self.clock)
                 if wait:
-                    return _too_many(words, wait)
+                    return too_many(words, wait, key, self.clock())
                 took.append((bucket, amount))
             done = True
             return None
@@ -239,7 +183,7 @@ class Admission:
                 self.rates_back(key, taken, estimate)
 
     def rates_back(self, key: Taken, service: Taken, estimate: float) -> None:
-        for bucket, amount, _ in _rates(key, service, estimate):
+        for bucket, amount, _ in rates(key, service, estimate):
             bucket.correct(amount, self.clock())
 
     # --- the queue
@@ -250,7 +194,7 @@ class Admission:
         if gate.enter(key.slots):
             return None
         full = self._queue_refusal(gate, name, key, settings.queue_seconds)
-        if len(gate) >= settings.queue or not settings.queue_seconds:
+        if gate.queued >= settings.queue or not settings.queue_seconds:
             return full
         waiter = gate.join(key.slots, priority, cost)
         self._crowded.add(gate)
@@ -265,7 +209,7 @@ class Admission:
         except asyncio.CancelledError:
             if not gate.give_up(waiter):
                 gate.leave(key.slots)
-                self.left(gate)
+                self.left(gate, key.slots)
             raise
 
     def _queue_refusal(self, gate: Gate, name: str, key: Taken, seconds: float) -> Refusal:
@@ -273,19 +217,35 @@ class Admission:
         if not key.slots.free:
             words = f"This API key may have {key.limits.concurrency} requests at once, and all of them run."
             return Refusal(429, "too_many_concurrent_requests", words, retry_after=again)
-        words = f"Service {name} is at its limit and {len(gate)} requests wait already."
+        words = f"Service {name} is at its limit and {gate.queued} requests wait already."
         return Refusal(503, "overloaded", words, retry_after=again)
 
-    def left(self, gate: Gate) -> None:
-        """A place is free: of this gate, and of a key that may wait at others."""
-        if not self._crowded:
-            return
-        gate.grant()
+    def left(self, gate: Gate, key: Slots) -> None:
+        """A place is free: of this gate, and of a key that may wait at others. The workers take turns."""
+        if self._ledger is not None:
+            heirs = {one for one in (gate.slots.heir(), key.heir()) if one is not None}
+            for worker in heirs:
+                self._ledger.ring(worker)
+            if heirs:
+                return  # they pass on what they cannot use
+        if self._crowded:
+            self._grant_all(gate)
+
+    def _grant_all(self, first: Gate | None = None) -> None:
+        if first is not None:
+            first.grant()
         for one in tuple(self._crowded):
             if not len(one):
                 self._crowded.discard(one)
-            elif one is not gate:
+            elif one is not first:
                 one.grant()
+
+    def woken(self) -> None:
+        """Another worker has left a place, or is dead."""
+        self._grant_all()
+        assert self._ledger is not None
+        for worker in {one for gate in self._gates.values() for one in gate.heirs()}:
+            self._ledger.ring(worker)
 
     # --- services that sleep
 
@@ -299,8 +259,10 @@ class Admission:
         self, service: Sleeper, settings: ServiceLimits, client: ClientStream | None
     ) -> Refusal | None:
         held = self._held.setdefault(service.name, [])
-        if len(held) >= settings.hold_requests:
-            words = f"Service {service.name} is starting and {len(held)} requests wait already."
+        row = self._services[service.name].slots.row
+        waiting = len(held) if row is None else row.total(HELD)
+        if waiting >= settings.hold_requests:
+            words = f"Service {service.name} is starting and {waiting} requests wait already."
             return Refusal(503, "starting", words, retry_after=5.0)
         self._sleepers[service.name] = service
         ends = self.clock() + settings.hold_seconds
@@ -317,12 +279,14 @@ class Admission:
                 client.send_payload(_KEEP_ALIVE)
                 word_at = now + settings.keep_alive_seconds
             self._want(service.name)
-            await self._woken(held, min(ends, word_at if client is not None else ends) - now)
+            await self._woken(held, row, min(ends, word_at if client is not None else ends) - now)
         return None
 
-    async def _woken(self, held: list[asyncio.Future[None]], seconds: float) -> None:
+    async def _woken(self, held: list[asyncio.Future[None]], row: Row | None, seconds: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         held.append(future)
+        if row is not None:
+            row.set(HELD, len(held))
         try:
             async with asyncio.timeout(min(seconds, _WANTED_EVERY)):
                 await future
@@ -330,15 +294,24 @@ class Admission:
             pass
         finally:
             held.remove(future)
+            if row is not None:
+                row.set(HELD, len(held))
 
     def sweep(self, now: float) -> None:
-        """Wakes who waited for an endpoint that is there now, and gives unused advances back."""
+        """Wakes who waited for an endpoint that is there now, gives unused advances back, looks whether Redis is back, and
+        starts what a bell that was not heard should have started."""
+        if self._ledger is not None and self._crowded:
+            self._grant_all()
         for name, held in self._held.items():
             if held and self._sleepers[name].eligible:
                 for future in held:
                     if not future.done():
                         future.set_result(None)
-        if self._script is not None and not self._script.away:
+        if self._script is None:
+            return
+        if self._script.trouble:
+            self._start(self._script.probe())
+        if not self._script.away:
             for taken in (*self._keys.values(), *self._services.values()):
                 for bucket in (taken.requests, taken.tokens):
                     if bucket is not None and bucket.idle_credit(now):
@@ -353,6 +326,15 @@ class Admission:
     def redis_failures(self) -> int:
         return self._script.failures if self._script is not None else 0
 
+    @property
+    def trouble(self) -> str:
+        """Why limits are not common to all balancers now."""
+        return self._script.trouble if self._script is not None else ""
+
+    @property
+    def ledger_missed(self) -> int:
+        return self._ledger.lock.missed if self._ledger is not None else 0
+
     def counts(self) -> dict[str, int]:
         """All of them are 0 when nothing runs."""
         return {
@@ -361,19 +343,3 @@ class Admission:
             "queued": sum(len(gate) for gate in self._gates.values()),
             "held": sum(len(held) for held in self._held.values()),
         }
-
-
-def _rates(key: Taken, service: Taken, estimate: float) -> list[tuple[SharedBucket, float, str]]:
-    found: list[tuple[SharedBucket, float, str]] = []
-    for taken, whose in ((key, "This API key"), (service, "This service")):
-        if taken.requests is not None:
-            words = f"{whose} may have {taken.limits.requests_per_minute:g} requests a minute."
-            found.append((taken.requests, 1.0, words))
-        if taken.tokens is not None and estimate:
-            words = f"{whose} may have {taken.limits.tokens_per_minute:g} tokens a minute."
-            found.append((taken.tokens, estimate, words))
-    return found
-
-
-def _too_many(words: str, wait: float) -> Refusal:
-    return Refusal(429, "rate_limit_exceeded", words, retry_after=wait)

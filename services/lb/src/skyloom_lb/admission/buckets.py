@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 _MINUTE = 60.0
+
+
+class Fills(Protocol):
+    """What `Bucket` does, wherever its level is kept."""
+
+    capacity: float
+    rate: float
+
+    def peek(self, now: float) -> float: ...
+
+    def take(self, amount: float, now: float) -> float: ...
+
+    def correct(self, amount: float, now: float) -> None: ...
+
+    def resized(self, per_minute: float, now: float) -> Fills: ...
 
 
 class Bucket:
@@ -20,6 +37,11 @@ class Bucket:
         if now > self._at:
             self.level = min(self.capacity, self.level + (now - self._at) * self.rate)
             self._at = now
+
+    def peek(self, now: float) -> float:
+        """What is in it now; below 0 after corrections."""
+        self._fill(now)
+        return self.level
 
     def take(self, amount: float, now: float) -> float:
         """0.0 = taken; else the seconds until it could be. What is more than a full bucket costs a full one."""

@@ -41,7 +41,10 @@ class LbCollector(Collector):
         yield from _of_labels("model", data["models"])
         yield from _of_labels("key", data["keys"])
         for name, value in data.get("extra", {}).items():
-            yield _counter(f"skyloom_lb_{name}", "Counted by the front.", (), [((), value)])
+            if name.startswith("now_"):
+                yield _gauge(f"skyloom_lb_{name[4:]}", "What the front is in now.", (), [((), value)])
+            else:
+                yield _counter(f"skyloom_lb_{name}", "Counted by the front.", (), [((), value)])
 
 
 def render(read: Callable[[], Mapping[str, Any]]) -> bytes:

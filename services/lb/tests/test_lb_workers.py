@@ -1,0 +1,335 @@
+"""N processes on one port: limits that all of them share, one page that never goes back, deaths and reloads under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from skyloom_lb import workers
+from skyloom_testing_lb import Process, Start, balancers
+
+pytestmark = pytest.mark.integration
+REQUESTS = 'skyloom_lb_requests_total{service="default"}'
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    async with balancers() as make:
+        yield make
+
+
+async def wire(kit: Any, port: int) -> Any:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    return kit.Wire(reader, writer)
+
+
+def config(folder: Path, endpoint: Any, key: dict[str, Any] | None = None, **service: Any) -> str:
+    settings: dict[str, Any] = {"services": {"default": {"endpoints": [endpoint.url], **service}}}
+    if key is not None:
+        digest = hashlib.sha256(b"sk-one").hexdigest()
+        keys = folder / "keys.yaml"
+        keys.write_text(yaml.safe_dump({"keys": [{"name": "one", "sha256": digest, "limits": key}]}))
+        settings["keys_file"] = str(keys)
+    path = folder / "lb.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return str(path)
+
+
+KEY = b"Authorization: Bearer sk-one\r\n"
+
+
+async def until_two(lb: Process, without: int = 0) -> None:
+    async with asyncio.timeout(20):
+        while len(lb.workers) < 2 or without in lb.workers:
+            await asyncio.sleep(0.02)
+    await lb.ready()
+
+
+class Streams:
+    """An endpoint whose answers stay open until their client goes."""
+
+    def __init__(self, kit: Any) -> None:
+        self.kit = kit
+        self.running = 0
+        self.most = 0
+
+    async def serve(self, one: Any) -> None:
+        await self.endpoint.request(one)
+        await one.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await one.reader.read(1)
+        finally:
+            self.running -= 1
+
+    async def start(self) -> Any:
+        self.endpoint = await self.kit.endpoint(self.serve)
+        return self.endpoint
+
+
+async def test_a_keys_places_are_those_of_all_workers_and_a_killed_ones_come_back(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    streams = Streams(kit)
+    path = config(tmp_path, await streams.start(), {"concurrency": 6}, limits={"queue_seconds": 0})
+    lb = await start("--config", path, "--workers", "2", "--drain-seconds", "1")
+
+    async def ask() -> tuple[int, Any]:
+        one = await wire(kit, lb.port)
+        await one.send(kit.post(target=b"/echo", extra=KEY))
+        return (await one.head()).status, one
+
+    answers = [await ask() for _ in range(30)]
+    assert [status for status, _ in answers].count(200) == 6 == streams.running
+    assert {status for status, _ in answers} == {200, 429}
+    assert [status for status, _ in answers[:6]] == [200] * 6, "wherever the connections went"
+    victim = lb.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    await until_two(lb, victim)
+    left = streams.running
+    async with asyncio.timeout(10):
+        while left == 6:  # none of them was the dead one's: end the other one too
+            victim = lb.workers[0]
+            os.kill(victim, signal.SIGKILL)
+            await until_two(lb, victim)
+            left = streams.running
+    more = [await ask() for _ in range(12)]
+    assert [status for status, _ in more].count(200) == 6 - left and streams.most == 6
+    for _, one in (*answers, *more):
+        one.reset()
+    lb.signal(signal.SIGTERM)
+    assert await asyncio.wait_for(lb.process.wait(), 15) == 0
+
+
+async def test_a_place_that_comes_free_goes_to_who_waits_in_whichever_worker(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    running = most = 0
+
+    async def brief(one: Any) -> None:
+        nonlocal running, most
+        while True:
+            await endpoint.request(one)
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.005)
+            running -= 1
+            await one.send(kit.answer())
+
+    endpoint = await kit.endpoint(brief)
+    path = config(tmp_path, endpoint, limits={"concurrency": 2, "queue": 1000, "queue_seconds": 20})
+    lb = await start("--config", path, "--workers", "3")
+    wires = [await wire(kit, lb.port) for _ in range(30)]
+
+    async def client(one: Any) -> None:
+        for _ in range(8):
+            await one.send(kit.post(target=b"/echo"))
+            assert (await one.message()).status == 200
+
+    began = asyncio.get_running_loop().time()
+    await asyncio.gather(*map(client, wires))
+    took = asyncio.get_running_loop().time() - began
+    assert most == 2
+    # 240 requests of 5 ms, two at a time, are 0.6 s; a quarter second for each place that nobody was told of would be minutes.
+    assert took < 8
+
+
+async def test_a_rate_is_that_of_all_workers(kit: Any, start: Start, tmp_path: Path) -> None:
+    path = config(tmp_path, await kit.endpoint(), {"requests_per_minute": 20})
+    lb = await start("--config", path, "--workers", "2")
+    heads = []
+    for _ in range(40):
+        one = await wire(kit, lb.port)
+        await one.send(kit.post(target=b"/echo", extra=KEY))
+        heads.append(await one.message())
+        one.close()
+    # A token comes every three seconds.
+    assert 20 <= [one.status for one in heads].count(200) <= 24
+    assert [one.status for one in heads[:20]] == [200] * 20
+    left = [int(one.get(b"x-ratelimit-remaining-requests") or -1) for one in heads[:20]]
+    assert left == sorted(left, reverse=True) and left[0] == 19
+    assert 1 <= int(heads[-1].get(b"retry-after") or 0) <= 4
+
+
+async def test_one_page_that_never_goes_back_and_a_worker_that_is_killed(kit: Any, start: Start) -> None:
+    endpoint = await kit.endpoint()
+    lb = await start("--endpoint", endpoint.url, "--workers", "2", "--drain-seconds", "1")
+    stop = asyncio.Event()
+    seen: list[float] = []
+
+    async def scrape() -> None:
+        while not stop.is_set():
+            seen.append(await lb.counted(REQUESTS))
+
+    async def load() -> None:
+        while not stop.is_set():
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):  # the killed worker's
+                one = await wire(kit, lb.port)
+                await one.send(kit.post(target=b"/echo"))
+                assert (await one.message()).status == 200
+                one.close()
+
+    tasks = [asyncio.ensure_future(one) for one in (scrape(), load(), load())]
+    await kit.until(lambda: seen and seen[-1] > 50)
+    for _ in range(2):
+        victim = lb.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        await until_two(lb, victim)
+        at = len(seen)
+        await kit.until(lambda at=at: len(seen) > at + 5)
+    stop.set()
+    await asyncio.gather(*tasks)
+    assert seen == sorted(seen) and seen[-1] > seen[0]
+    lb.signal(signal.SIGTERM)
+    assert await asyncio.wait_for(lb.process.wait(), 15) == 0
+
+
+async def test_all_workers_take_new_settings_under_load_without_a_dropped_connection(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    first, second = await kit.endpoint(), await kit.endpoint()
+    path = config(tmp_path, first)
+    lb = await start("--config", path, "--workers", "2")
+    wires = [await wire(kit, lb.port) for _ in range(16)]
+    turn = stop = False
+    answers = 0
+
+    async def client(one: Any) -> bytes:
+        nonlocal answers
+        body = b""
+        while not stop:
+            await one.send(kit.post(target=b"/echo"))
+            got = await one.message()
+            assert got.status == 200
+            body = got.body
+            answers += 1
+        return body
+
+    clients = [asyncio.ensure_future(client(one)) for one in wires]
+    for _ in range(6):
+        turn = not turn
+        config(tmp_path, second if turn else first)
+        lb.signal(signal.SIGHUP)
+        before = answers
+        await kit.until(lambda before=before: answers > before + 100)
+    config(tmp_path, second)
+    lb.signal(signal.SIGHUP)
+    known = len(first.requests)
+    async with asyncio.timeout(10):
+        while True:
+            before = answers
+            await kit.until(lambda before=before: answers > before + 100)
+            if len(first.requests) == known:
+                break
+            known = len(first.requests)
+    stop = True
+    bodies = await asyncio.gather(*clients)
+    assert {body.split()[0] for body in bodies} == {b"%d" % second.port}, "every worker"
+
+
+async def test_a_reload_that_comes_while_workers_start_is_not_lost(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    """And ends none of them: until its handler is there, the signal would."""
+    first, second = await kit.endpoint(), await kit.endpoint()
+    path = config(tmp_path, first)
+    lb = await start("--config", path, "--workers", "2")
+    victim = lb.workers[0]
+    os.kill(victim, signal.SIGKILL)
+    await kit.until(lambda: victim not in lb.workers and len(lb.workers) == 2)
+    fresh = lb.workers
+    config(tmp_path, second)
+    for _ in range(5):
+        lb.signal(signal.SIGHUP)
+        await asyncio.sleep(0.02)
+    await lb.ready()
+    served: list[bytes] = []
+    async with asyncio.timeout(10):
+        while served[-20:] != [b"%d 2" % second.port] * 20:
+            one = await wire(kit, lb.port)
+            await one.send(kit.post(target=b"/echo"))
+            served.append((await one.message()).body)
+            one.close()
+    assert lb.workers == fresh
+
+
+async def test_sigterm_lets_the_streams_of_all_workers_finish(kit: Any, start: Start) -> None:
+    go, running = asyncio.Event(), 0
+
+    async def stream(one: Any) -> None:
+        nonlocal running
+        await endpoint.request(one)
+        await one.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        running += 1
+        await go.wait()
+        await one.send(b"1\r\nb\r\n0\r\n\r\n")
+
+    endpoint = await kit.endpoint(stream)
+    lb = await start("--endpoint", endpoint.url, "--workers", "2", "--drain-seconds", "20")
+    wires = [await wire(kit, lb.port) for _ in range(60)]
+    for one in wires:
+        await one.send(kit.post(target=b"/echo"))
+    await kit.until(lambda: running == 60)
+    lb.signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                (await wire(kit, lb.port)).reset()
+            except OSError:
+                break
+            await asyncio.sleep(0.02)
+    go.set()
+    for one in wires:
+        assert (await one.message()).body == b"ab"
+    assert await asyncio.wait_for(lb.process.wait(), 10) == 0
+
+
+async def test_workers_without_a_supervisor_finish_and_end(kit: Any, start: Start) -> None:
+    streams = Streams(kit)
+    lb = await start("--endpoint", (await streams.start()).url, "--workers", "2", "--drain-seconds", "1")
+    one = await wire(kit, lb.port)
+    await one.send(kit.post(target=b"/echo"))
+    await one.head()
+    orphans = lb.workers
+    lb.process.kill()
+    await lb.process.wait()
+    await kit.until(lambda: not any(alive(pid) for pid in orphans))
+    assert streams.running == 0
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize("unread", [True, False])
+async def test_a_worker_hears_that_its_supervisor_is_gone(unread: bool) -> None:
+    """A socket that is closed with something unread ends in a reset, not in an end."""
+
+    class Quiet:
+        def snapshot(self) -> dict[str, Any]:
+            return {}
+
+    ours, theirs = socket.socketpair()
+    stop = asyncio.Event()
+    reader, writer = await asyncio.open_connection(sock=theirs)
+    talk = asyncio.ensure_future(workers._talk(cast("Any", Quiet()), reader, writer, stop))
+    if unread:
+        ours.send(b"1\n")
+        await asyncio.to_thread(ours.recv, 1, socket.MSG_PEEK)
+    ours.close()
+    await asyncio.wait_for(stop.wait(), 5)
+    await talk
+    writer.close()
