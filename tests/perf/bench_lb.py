@@ -219,36 +219,47 @@ def run() -> list[Row]:
         return bench.rows
 
 
+LEAN = "leaner aiohttp (no headers, whole bodies)"
+
+
 def throughput(bench: Bench) -> None:
     replicas = bench.replicas()
-    ports: dict[str, int | None] = {
-        "ours": bench.ours(replicas)[0],
-        "bare aiohttp": bench.bare(replicas),
-        "leaner aiohttp (no headers, whole bodies)": bench.bare(replicas, "lean"),
-        "nginx": bench.proxy_nginx(replicas),
-        "vLLM router": bench.router("vllm_router", replicas),
-        "SGLang router": bench.router("sglang_router", replicas),
+    starts: dict[str, Callable[[], int | None]] = {
+        "ours": lambda: bench.ours(replicas)[0],
+        "bare aiohttp": lambda: bench.bare(replicas),
+        LEAN: lambda: bench.bare(replicas, "lean"),
+        "nginx": lambda: bench.proxy_nginx(replicas),
+        "vLLM router": lambda: bench.router("vllm_router", replicas),
+        "SGLang router": lambda: bench.router("sglang_router", replicas),
     }
-    there = {name: port for name, port in ports.items() if port is not None}
-    for name in ports.keys() - there.keys():
-        print(f"  skipped: {name} is not in build/bench-routers")
+    there: dict[str, tuple[int, subprocess.Popen[bytes]]] = {}
+    for name, start in starts.items():
+        port = start()
+        if port is None:
+            print(f"  skipped: {name} is not in build/bench-routers")
+        else:
+            there[name] = (port, bench.started[-1])
     rates: dict[str, list[float]] = {name: [] for name in there}
-    calm: dict[str, list[tuple[float, float]]] = {name: [] for name in there}
+    costs: dict[str, list[float]] = {name: [] for name in there}
+    calm: dict[str, list[tuple[float, float]]] = {name: [] for name in there if "aiohttp" not in name}
     direct: list[tuple[float, float]] = []
-    for port in there.values():
+    for port, _ in there.values():
         bench.wrk(port, 64, 1)  # warm
     for _ in range(ROUNDS):
-        for name, port in there.items():
+        for name, (port, process) in there.items():
+            before = cpu_seconds(process)
             rates[name].append(bench.wrk(port, 64)[0])
+            costs[name].append((cpu_seconds(process) - before) / (rates[name][-1] * SECONDS) * 1e6)
         direct.append(bench.wrk(replicas[0], 16, 1)[1:])
-        for name, port in there.items():
-            if "aiohttp" not in name:
-                calm[name].append(bench.wrk(port, 16, 1)[1:])
+        for name, found in calm.items():
+            found.append(bench.wrk(there[name][0], 16, 1)[1:])
     bench.stop(*bench.started[1:])
     report(bench, {name: statistics.median(values) for name, values in rates.items()})
+    for name, values in costs.items():
+        bench.row(f"CPU a request: {name}", statistics.median(values), "us")
     base = [statistics.median(values) for values in zip(*direct, strict=True)]
-    for name, values in ((name, values) for name, values in calm.items() if values):
-        p50, p99 = (statistics.median(column) for column in zip(*values, strict=True))
+    for name, found in calm.items():
+        p50, p99 = (statistics.median(column) for column in zip(*found, strict=True))
         bars = ("<= 1", "<= 4") if name == "ours" else ("", "")
         bench.row(f"added latency at 16 connections, p50: {name}", max(0.0, p50 - base[0]), "ms", bars[0])
         bench.row(f"added latency at 16 connections, p99: {name}", max(0.0, p99 - base[1]), "ms", bars[1])
@@ -257,8 +268,7 @@ def throughput(bench: Bench) -> None:
 def report(bench: Bench, rate: dict[str, float]) -> None:
     for name, value in rate.items():
         bench.row(f"chat completions, 64 connections: {name}", value, "req/s")
-    bars = {"bare aiohttp": ">= 3.5", "nginx": ">= 0.4", "vLLM router": ">= 1", "SGLang router": ""}
-    bars["leaner aiohttp (no headers, whole bodies)"] = ""
+    bars = {"bare aiohttp": ">= 3.5", LEAN: "", "nginx": ">= 0.4", "vLLM router": ">= 1", "SGLang router": ""}
     for name, bar in bars.items():
         if name in rate:
             bench.row(f"ours against {name}", rate["ours"] / rate[name], "x", bar)
@@ -266,16 +276,16 @@ def report(bench: Bench, rate: dict[str, float]) -> None:
 
 
 def two_processes(bench: Bench) -> None:
-    """Requests per second of CPU time: what a second process costs beside its own work."""
+    """Requests per second of CPU time, each process with 64 connections: what a second one costs beside its own work."""
     replicas = bench.replicas()
     results: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(3):
+    for _ in range(ROUNDS):
         for workers in (1, 2):
             port, process = bench.ours(replicas, "--workers", str(workers))
             time.sleep(1.0)
-            bench.wrk(port, 64, 1)
+            bench.wrk(port, 64 * workers, 1)
             before = cpu_seconds(process)
-            rate = bench.wrk(port, 64, 2)[0]
+            rate = bench.wrk(port, 64 * workers, 2)[0]
             results[workers].append(rate * 2.0 / (cpu_seconds(process) - before))
             bench.stop(process)
     one, two = (statistics.median(results[workers]) for workers in (1, 2))

@@ -19,7 +19,9 @@ from skyloom_optimizer.solvers.fleet_share import shared_out
 from skyloom_optimizer.solvers.program import Linear
 
 _PART = 0.85
-_START_PART = 0.3
+_COARSE_PART = 0.3
+_NEAR_PART = 0.25
+_START_PART = 0.5
 _COARSE = 6
 
 
@@ -41,39 +43,49 @@ class Cheapest:
         self.groups = groups_of(self.kinds, limits)
         self.shares = shares_of(self.groups, counts)
         self.max_gap, self.deadline = max_gap, deadline
+        self.bound = 0.0
 
     def run(self) -> Fleet:
         model = CostModel(self.kinds, self.groups, self.limits, self.allowed)
         linear = model.linear(self.deadline.part(_PART).left())
-        bound = self._least_cost() if linear is None else linear.value * (1 - 1e-9)
+        self.bound = self._least_cost() if linear is None else linear.value * (1 - 1e-9)
         prices = (None,) * len(self.limits) if linear is None else model.prices(linear)
         method = "linear relaxation"
-        if not self._good(bound):
+        if not self._good and linear is not None:
             self._begin_better(model, linear)
-        if not self._good(bound):
+        if not self._good:
             start = model.start(self.shares, self.counts)
             found = model.solve(self.deadline.part(_PART).left(), self.max_gap, start)
-            bound, method = max(bound, found.bound), "branch and bound over groups"
+            self.bound, method = max(self.bound, found.bound), "branch and bound over groups"
             self._offer(model, found.amounts)
-        return self._fleet(bound, prices, method)
+        return self._fleet(prices, method)
 
-    def _good(self, bound: float) -> bool:
-        return self._value(self.counts) <= bound * (1 + self.max_gap)
+    @property
+    def _good(self) -> bool:
+        return self._value(self.counts) <= self.bound * (1 + self.max_gap)
 
     def _value(self, counts: Sequence[Ints]) -> float:
         return float(sum(np.dot(row, kind.costs) for row, kind in zip(counts, self.kinds, strict=True)))
 
-    def _begin_better(self, model: CostModel, linear: Linear | None) -> None:
-        """From a program in which kinds that cost alike are one, or close to the relaxation."""
-        seconds = self.deadline.part(_START_PART).left()
+    def _begin_better(self, model: CostModel, linear: Linear) -> None:
+        """From a program in which kinds that cost alike are one, or close to the relaxation, or in which more may be left over."""
         if len(self.kinds) > _COARSE * len(self.groups):
-            kinds, groups, limits = coarse(self.kinds, self.groups, self.limits, _COARSE)
-            rough = CostModel(kinds, groups, limits, self.allowed)
-            counts = shared_out(kinds, groups, limits, self.shares, self.deadline)
-            start = None if counts is None else rough.start(self.shares, counts)
-            self._offer(rough, rough.soon(seconds, self.max_gap / 2, start))
-        elif linear is not None:
-            self._offer(model, model.near(linear, seconds, self.max_gap / 2))
+            self._begin_coarsely()
+            return
+        known = self._value(self.counts)
+        self._offer(model, model.near(linear, self.deadline.part(_NEAR_PART).left(), self.max_gap / 2))
+        if self._value(self.counts) == known:
+            start = model.start(self.shares, self.counts)
+            found = model.soft(linear, self.deadline.part(_START_PART).left(), self.max_gap, start)
+            self.bound = max(self.bound, found.bound)
+            self._offer(model, found.amounts)
+
+    def _begin_coarsely(self) -> None:
+        kinds, groups, limits = coarse(self.kinds, self.groups, self.limits, _COARSE)
+        rough = CostModel(kinds, groups, limits, self.allowed)
+        counts = shared_out(kinds, groups, limits, self.shares, self.deadline)
+        start = None if counts is None else rough.start(self.shares, counts)
+        self._offer(rough, rough.soon(self.deadline.part(_COARSE_PART).left(), self.max_gap / 2, start))
 
     def _offer(self, model: CostModel, amounts: Floats | None) -> None:
         if amounts is None:
@@ -93,10 +105,10 @@ class Cheapest:
                 over = max(0, over - count)
         return total
 
-    def _fleet(self, bound: float, prices: tuple[float | None, ...], method: str) -> Fleet:
+    def _fleet(self, prices: tuple[float | None, ...], method: str) -> Fleet:
         value = self._value(self.counts)
         pairs = zip(self.kinds, self.counts, strict=True)
         over = tuple(kind.count - int(row.sum()) for kind, row in pairs)
         whole = tuple(tuple(row.tolist()) for row in self.counts)
         left = tuple(self.left)
-        return Fleet(whole, over, value, max(0.0, min(bound, value)), prices, method, left)
+        return Fleet(whole, over, value, max(0.0, min(self.bound, value)), prices, method, left)

@@ -6,6 +6,7 @@ kind go which way. Those are no whole numbers in the program: with the group's n
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from skyloom_optimizer.solvers.program import (
 )
 
 _NEAR = 4
+_MORE = 2.5
 # Of the first solver; where every number is whole it is the better one.
 _SHARE = 0.5
 _ALONE_SHARE = 0.85
@@ -58,6 +60,7 @@ class _Model:
         self.limit_rows: dict[int, int] = {}
         self.flags: dict[int, list[int]] = {}
         self.cells: dict[int, Ints] = {}
+        self.excess: list[tuple[int, int]] = []
 
     def _groups(self, left_costs: Sequence[float], no_left: Sequence[bool], priced: bool) -> None:
         """`priced`: copies cost what they do, else nothing."""
@@ -127,11 +130,14 @@ class _Model:
             self.program.row(np.append(used, left), 1.0, kind.min_places, INFINITY)
 
     def _keep_left(self, left: Mapping[int, int]) -> None:
-        """Of these priorities no more than so many are left over."""
+        """Of these priorities no more than so many are left over; `excess`: columns that could allow for more, and the rows."""
         for priority, count in left.items():
             own = [c for c, group in zip(self.left, self.groups, strict=True) if group.priority == priority]
             if own and count:
-                self.program.row(np.array(own), 1.0, -INFINITY, count)
+                over = self.program.add(np.zeros(1), 0.0, whole=True)
+                signs = np.append(np.ones(len(own)), -1.0)
+                row = self.program.row(np.append(own, over), signs, -INFINITY, count)
+                self.excess.append((int(over[0]), row))
 
     def shares(self, amounts: Floats) -> Shares:
         """As whole numbers; the others of a group give way where rounding changed its sum."""
@@ -202,7 +208,7 @@ class CostModel(_Model):
         return solve_whole(self.program, seconds, max_gap, start, _ALONE_SHARE if alone else _SHARE)
 
     def soon(self, seconds: float, max_gap: float, start: Floats | None) -> Floats | None:
-        return solve_soon(self.program, seconds, max_gap, start)
+        return solve_soon(self.program, seconds, max_gap, start).amounts
 
     def near(self, linear: Linear, seconds: float, max_gap: float) -> Floats | None:
         """An answer close to the relaxation: of the ways that it leaves empty only those that would cost least more."""
@@ -210,7 +216,16 @@ class CostModel(_Model):
         empty = ways[linear.amounts[ways] < 1e-9]
         closed = np.zeros(self.program.columns, dtype=bool)
         closed[empty[np.argsort(linear.regrets[empty], kind="stable")[len(ways) // _NEAR :]]] = True
-        return solve_soon(self.program, seconds, max_gap, None, closed)
+        return solve_soon(self.program, seconds, max_gap, None, closed).amounts
+
+    def soft(self, linear: Linear, seconds: float, max_gap: float, start: Floats) -> Whole:
+        """More may be left over, but each at more than what that would save by the relaxation. The bound holds all the same."""
+        if not self.excess:
+            return Whole(None, INFINITY, -INFINITY)
+        prices = {column: _MORE * max(0.0, -float(linear.prices[row])) for column, row in self.excess}
+        found = solve_soon(self.program, seconds, max_gap, start, None, prices)
+        excess = 0.0 if found.amounts is None else sum(float(found.amounts[column]) for column in prices)
+        return found if excess < 0.5 else dataclasses.replace(found, amounts=None)
 
     def prices(self, linear: Linear) -> tuple[float, ...]:
         """What one unit more of each limit would save."""

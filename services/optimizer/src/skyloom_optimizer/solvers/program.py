@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -149,12 +149,16 @@ def solve_soon(
     gap: float,
     start: Floats | None = None,
     closed: NDArray[np.bool_] | None = None,
-) -> Floats | None:
-    """An answer, as good as there is in a short time; None where none was found. `closed`: columns that stay empty."""
+    opened: Mapping[int, float] | None = None,
+) -> Whole:
+    """By one solver. `closed`: columns that stay empty; `opened`: closed ones that may be used, and at what cost."""
     arrays = program.arrays()
+    most, cost = arrays.most.copy(), arrays.cost.copy()
     if closed is not None:
-        arrays = dataclasses.replace(arrays, most=np.where(closed, 0.0, arrays.most))
-    return _solved(arrays, "HIGHS", seconds, gap, start).amounts
+        most[closed] = 0.0
+    for column, price in (opened or {}).items():
+        most[column], cost[column] = INFINITY, price
+    return _solved(dataclasses.replace(arrays, most=most, cost=cost), "HIGHS", seconds, gap, start)
 
 
 def _solved(arrays: _Arrays, solver: str, seconds: float, gap: float, start: Floats | None) -> Whole:
