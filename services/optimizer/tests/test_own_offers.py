@@ -144,6 +144,7 @@ def test_private_offers_are_planned_with_and_one_without_a_price_comes_last(
     } == {"dgx": 0.0, "loan": None}
 
 
+@pytest.mark.slow
 def test_the_overlaid_snapshot_is_sorted_as_planning_needs_it(
     tmp_path: Path, snapshot: OfferSnapshot
 ) -> None:
