@@ -201,6 +201,28 @@ def test_what_does_not_fit_is_named_with_the_limit_that_is_full() -> None:
     assert answer.hints == ("train: 1 could not be placed: gpus is used up: 2 of 2",)
 
 
+def test_what_time_did_not_allow_to_prove_is_said() -> None:
+    moments = iter(range(0, 1000, 5))
+    pools = (QuotaPool("red gpu", 1, "accelerators", cloud="red"), QuotaPool("east", 1, "accelerators"))
+    answer = plan_fleet(fleet(quotas=pools), WORLD, clock=lambda: float(next(moments)))
+    (proof,) = answer.unplaced_proof
+    assert (proof.count, proof.bound) == (2, 0)
+    assert (
+        "priority 0: whether 2 more fit could not be decided within 4.5 seconds: raise time_limit_seconds"
+        in answer.hints
+    )
+    settled = plan_fleet(fleet(quotas=pools), WORLD)
+    assert [(item.count, item.bound) for item in settled.unplaced_proof] == [(2, 2)]
+    assert not any("time_limit_seconds" in hint for hint in settled.hints)
+
+
+def test_a_graph_without_time_is_placed_all_the_same() -> None:
+    moments = iter(range(0, 1000, 50))
+    answer = plan_dag(dag(3, objective="time"), WORLD, market=MARKET, clock=lambda: float(next(moments)))
+    assert len(answer.placements) == 3
+    assert answer.proof is not None and 0 <= answer.proof.bound <= answer.proof.value
+
+
 def test_priority_decides_who_stays_out() -> None:
     pools = (QuotaPool("nodes", 1),)
     tasks = (

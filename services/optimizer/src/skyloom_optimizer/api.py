@@ -38,11 +38,8 @@ def optimizer_router(
     @router.post("/plans/dag", response_model=DagPlan)
     async def post_dag_plan(request: DagPlanRequest) -> Response:
         """A place for each task of a graph, with the data that moves between them."""
-        known, until = await memory.current(), time.monotonic() + request.time_limit_seconds
-        catalog = live.current.catalog
-        answer = await run_in_threadpool(
-            plan_dag, request, catalog.snapshot, known, catalog.market, lambda: time.monotonic() > until
-        )
+        known, catalog = await memory.current(), live.current.catalog
+        answer = await run_in_threadpool(plan_dag, request, catalog.snapshot, known, catalog.market)
         return wire_response(answer)
 
     @router.post("/plans/fleet", response_model=FleetPlan)

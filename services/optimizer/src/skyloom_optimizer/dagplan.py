@@ -6,7 +6,8 @@ graphs is the longest path: `solvers.schedule`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import urlsplit
@@ -27,7 +28,8 @@ from skyloom_optimizer.plan import NO_MARKET, NOTHING_KNOWN, check_objective, wo
 from skyloom_optimizer.snapshot import Ints, OfferSnapshot
 from skyloom_optimizer.solvers import labels as label_solver
 from skyloom_optimizer.solvers import schedule
-from skyloom_optimizer.solvers.schedule import Graph, Link, Timed
+from skyloom_optimizer.solvers.deadline import Clock, Deadline
+from skyloom_optimizer.solvers.graph import Graph, Link, Timed
 from skyloom_optimizer.weigh import Weigher
 
 OBJECTIVES = ("cost", "time", "both", "weighted")
@@ -44,11 +46,6 @@ _SCHEMES = {
     "azure": "azure",
     "https": "azure",
 }
-Expired = Callable[[], bool]
-
-
-def never() -> bool:
-    return False
 
 
 @dataclass(frozen=True)
@@ -73,10 +70,10 @@ def plan_dag(
     snapshot: OfferSnapshot,
     memory: AvailabilityMemory = NOTHING_KNOWN,
     market: Market = NO_MARKET,
-    expired: Expired = never,
+    clock: Clock = time.monotonic,
 ) -> DagPlan:
     """One place for each task. Raises InvalidRequest for a graph that is none, and for names that do not exist."""
-    order = _check(request)
+    order, deadline = _check(request), Deadline(request.time_limit_seconds, clock)
     worlds = worlds_of(request, snapshot)
     index = PlaceIndex(worlds)
     buckets = _buckets(request, index)
@@ -84,7 +81,7 @@ def plan_dag(
     considered = sum(len(world) for world in worlds)
     if missing:
         return _without_places(request, missing, considered, snapshot.version)
-    return _Problem(request, order, choices, index, buckets, market, expired).plan(
+    return _Problem(request, order, choices, index, buckets, market, deadline).plan(
         considered, snapshot.version
     )
 
@@ -202,10 +199,10 @@ class _Problem:
         index: PlaceIndex,
         buckets: dict[str, int],
         market: Market,
-        expired: Expired,
+        deadline: Deadline,
     ) -> None:
         self.request, self.order, self.choices, self.buckets = request, order, choices, buckets
-        self.expired = expired
+        self.deadline = deadline
         self.number = {item.name: position for position, item in enumerate(request.tasks)}
         self.places, self.renumbered = _used_places(choices, buckets, index)
         self.matrix = EgressMatrix(market.egress, self.places)
@@ -215,19 +212,22 @@ class _Problem:
     def plan(self, considered: int, version: str) -> DagPlan:
         points: tuple[DagPoint, ...] = ()
         if self.request.objective == "both":
-            cheap, fast = self._solve(1.0, 0.0), self._solve(0.0, 1.0)
+            cheap = self._solve(1.0, 0.0, self.deadline.part(0.3))
+            fast = self._solve(0.0, 1.0, self.deadline.part(0.4))
             points = (DagPoint("cost", cheap.usd, cheap.hours), DagPoint("time", fast.usd, fast.hours))
             saved = cheap.hours - fast.hours
             price = (fast.usd - cheap.usd) / saved if saved > 1e-9 else 0.0
-            solved = self._solve(1.0, max(price, 0.0)) if price > 1e-9 else (cheap if saved <= 1e-9 else fast)
+            solved = cheap if saved <= 1e-9 else fast
+            if price > 1e-9:
+                solved = self._solve(1.0, price, self.deadline)
         elif self.request.objective == "time":
-            solved = self._solve(0.0, 1.0)
+            solved = self._solve(0.0, 1.0, self.deadline)
         else:
             weight = self.request.usd_per_hour if self.request.objective == "weighted" else 0.0
-            solved = self._solve(1.0, weight)
+            solved = self._solve(1.0, weight, self.deadline)
         return self._answer(solved, points, considered, version)
 
-    def _solve(self, per_usd: float, per_hour: float) -> _Solved:
+    def _solve(self, per_usd: float, per_hour: float, until: Deadline) -> _Solved:
         """Least per_usd x dollars + per_hour x hours. Where only time counts, dollars decide between equally fast plans."""
         own, links, graph = self._own, self._links, self._graph
         if per_hour == 0 or graph.is_chain:
@@ -239,9 +239,9 @@ class _Problem:
                 )
                 for link in links
             ]
-            found = label_solver.solve(unary, edges, self.expired)
+            found = label_solver.solve(unary, edges, until.passed)
             return self._solved(graph, found.labels, found.value, found.bound, found.method)
-        answer = schedule.solve(graph, per_usd, per_hour, self.expired)
+        answer = schedule.solve(graph, per_usd, per_hour, until.passed)
         return self._solved(graph, answer.labels, answer.value, answer.bound, answer.method)
 
     @cached_property

@@ -21,6 +21,9 @@ from skyloom_optimizer.snapshot import OfferSnapshot
 from skyloom_optimizer.solvers import fleet as solver
 from skyloom_optimizer.solvers.deadline import Clock, Deadline
 
+# What it takes to turn numbers of a kind into places, about.
+_ANSWER_SECONDS = 0.00012
+
 
 def plan_fleet(
     request: FleetPlanRequest,
@@ -36,7 +39,8 @@ def plan_fleet(
     finder = Finder(request, worlds)
     kinds, missing = kinds_of(request, finder, memory, market)
     limits, pools = limits_of(request, kinds, finder)
-    found = solver.solve([solver_kind(kind) for kind in kinds], limits, request.max_gap, deadline)
+    until = deadline.earlier(_ANSWER_SECONDS * len(kinds))
+    found = solver.solve([solver_kind(kind) for kind in kinds], limits, request.max_gap, until)
     return Answer(request, kinds, found, limits, pools).plan(
         missing, sum(len(world) for world in worlds), snapshot.version
     )

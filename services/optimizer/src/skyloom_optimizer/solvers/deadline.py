@@ -21,6 +21,10 @@ class Deadline:
     def passed(self) -> bool:
         return self.left() <= 0
 
+    def earlier(self, seconds: float) -> Deadline:
+        """With so much time in reserve."""
+        return Deadline(self.left() - seconds, self._clock)
+
     def part(self, share: float) -> Deadline:
         """That share of what is left."""
         return Deadline(share * self.left(), self._clock)

@@ -46,19 +46,23 @@ class Cheapest:
         self.bound = 0.0
 
     def run(self) -> Fleet:
+        self.bound = self._least_cost()
+        prices: tuple[float | None, ...] = (None,) * len(self.limits)
+        if self._good or self.deadline.passed():
+            return self._fleet(prices, "every copy by itself")
         model = CostModel(self.kinds, self.groups, self.limits, self.allowed)
         linear = model.linear(self.deadline.part(_PART).left())
-        self.bound = self._least_cost() if linear is None else linear.value * (1 - 1e-9)
-        prices = (None,) * len(self.limits) if linear is None else model.prices(linear)
-        method = "linear relaxation"
-        if not self._good and linear is not None:
-            self._begin_better(model, linear)
-        if not self._good:
-            start = model.start(self.shares, self.counts)
-            found = model.solve(self.deadline.part(_PART).left(), self.max_gap, start)
-            self.bound, method = max(self.bound, found.bound), "branch and bound over groups"
-            self._offer(model, found.amounts)
-        return self._fleet(prices, method)
+        if linear is not None:
+            self.bound, prices = max(self.bound, linear.value * (1 - 1e-9)), model.prices(linear)
+            if not self._good:
+                self._begin_better(model, linear)
+        if self._good or self.deadline.passed():
+            return self._fleet(prices, "linear relaxation")
+        start = model.start(self.shares, self.counts)
+        found = model.solve(self.deadline.part(_PART).left(), self.max_gap, start)
+        self.bound = max(self.bound, found.bound)
+        self._offer(model, found.amounts)
+        return self._fleet(prices, "branch and bound over groups")
 
     @property
     def _good(self) -> bool:
@@ -85,7 +89,7 @@ class Cheapest:
         rough = CostModel(kinds, groups, limits, self.allowed)
         counts = shared_out(kinds, groups, limits, self.shares, self.deadline)
         start = None if counts is None else rough.start(self.shares, counts)
-        self._offer(rough, rough.soon(self.deadline.part(_COARSE_PART).left(), self.max_gap / 2, start))
+        self._offer(rough, rough.soon(self.deadline.part(_COARSE_PART).left(), self.max_gap, start))
 
     def _offer(self, model: CostModel, amounts: Floats | None) -> None:
         if amounts is None:

@@ -15,23 +15,26 @@ def greedy(kinds: Sequence[Kind], groups: Sequence[Group], limits: Sequence[Limi
     room = np.array([limit.most for limit in limits], dtype=np.float64)
     ways = [np.zeros(len(group.ways), dtype=np.int64) for group in groups]
     by_kind = {number: limit.amounts(kinds) for number, limit in enumerate(limits) if limit.by_kind}
-    for number in sorted(range(len(groups)), key=lambda number: -groups[number].priority):
-        for group in _singles(kinds, groups[number], by_kind) if by_kind else [groups[number]]:
-            kind = kinds[group.kinds[0]]
-            take = _spread_out if kind.spread else _filled
-            ways[number] += take(kind, group, _order(kinds, group), room)
+    turns = list(enumerate(groups))
+    if by_kind:
+        turns = [(number, single) for number, group in turns for single in _singles(kinds, group, by_kind)]
+        turns.sort(key=lambda turn: float(kinds[turn[1].kinds[0]].costs.min()))
+    for number, group in sorted(turns, key=lambda turn: -turn[1].priority):
+        kind = kinds[group.kinds[0]]
+        take = _spread_out if kind.spread else _filled
+        ways[number] += take(kind, group, _order(kinds, group), room)
     left = tuple(group.count - int(own.sum()) for group, own in zip(groups, ways, strict=True))
     return Shares(tuple(ways), left)
 
 
 def _singles(kinds: Sequence[Kind], group: Group, by_kind: Mapping[int, Sequence[Floats]]) -> list[Group]:
-    """Its kinds one by one, with what they take of limits by kind; the cheapest first."""
+    """Its kinds one by one, with what they take of limits by kind: then those that cost least go first."""
     found = []
     for kind, options in zip(group.kinds, group.options, strict=True):
         taken = [[(n, float(own[kind][option])) for n, own in by_kind.items()] for option in options.tolist()]
         ways = tuple((*way, *more) for way, more in zip(group.ways, taken, strict=True))
         found.append(Group((kind,), ways, options.reshape(1, -1), kinds[kind].count, group.priority))
-    return sorted(found, key=lambda one: float(kinds[one.kinds[0]].costs.min()))
+    return found
 
 
 def _order(kinds: Sequence[Kind], group: Group) -> list[int]:

@@ -25,7 +25,7 @@ def leave_fewest(
     priorities = sorted({kind.priority for kind in kinds}, reverse=True)
     for number, priority in enumerate(priorities):
         search.settle(priority, deadline.part(1 / (len(priorities) - number)))
-    return search.left, search.counts
+    return search.left, search.shared()
 
 
 class _Fewest:
@@ -44,10 +44,10 @@ class _Fewest:
         self._take(greedy(kinds, self.groups, limits))
 
     def settle(self, priority: int, until: Deadline) -> None:
-        if self.by_kind and self._count(self.shares, priority):
+        if self.by_kind and self._count(self.shares, priority) and not until.passed():
             self._settle_coarsely(priority, until.part(_COARSE_SHARE).left())
         least = 0
-        if self._count(self.shares, priority):
+        if self._count(self.shares, priority) and not until.passed():
             model = LeftModel(self.kinds, self.groups, self.limits, priority, self._allowed)
             found = model.solve(until.left(), model.start(self.shares, self.counts))
             least = int(np.ceil(found.bound - 1e-6)) if np.isfinite(found.bound) else 0
@@ -70,7 +70,17 @@ class _Fewest:
         if self._count(shares, priority) < self._count(self.shares, priority):
             self._take(shares)
 
+    def shared(self) -> list[Ints]:
+        if self.by_kind:
+            return self.counts
+        counts = shared_out(self.kinds, self.groups, self.limits, self.shares, self.deadline)
+        return self.counts if counts is None else counts
+
     def _take(self, shares: Shares) -> None:
+        """Without limits by kind it does not matter yet which kind goes where."""
+        if not self.by_kind:
+            self.shares = shares
+            return
         counts = shared_out(self.kinds, self.groups, self.limits, shares, self.deadline)
         if counts is not None:
             self.shares, self.counts = shares, counts

@@ -26,9 +26,9 @@ from skyloom_optimizer.solvers.program import (
 
 _NEAR = 4
 _MORE = 2.5
-# Of the first solver; where every number is whole it is the better one.
-_SHARE = 0.5
-_ALONE_SHARE = 0.85
+# Of the first solver.
+_SHARE = 0.85
+_LEFT_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class _Model:
         amounts: list[list[float]] = [[] for _ in self.limits]
         for group, numbers in zip(self.groups, self.ways, strict=True):
             for way, column in zip(group.ways, numbers.tolist(), strict=True):
-                for limit, amount in way:
-                    columns[limit].append(column)
-                    amounts[limit].append(amount)
+                for taken, amount in way:
+                    columns[taken].append(column)
+                    amounts[taken].append(amount)
         for number, limit in enumerate(self.limits):
             if limit.by_kind:
                 self._limit_by_kind(number, limit)
@@ -154,8 +154,8 @@ class _Model:
         for columns, own in zip(self.ways, shares.ways, strict=True):
             amounts[columns] = own
         amounts[self.left] = shares.left
-        for flag, columns in self.flags.items():
-            amounts[flag] = min(1.0, amounts[columns].sum())
+        for flag, place in self.flags.items():
+            amounts[flag] = min(1.0, amounts[place].sum())
         for number, cells in self.cells.items():
             group = self.groups[number]
             for row, kind, options in zip(cells, group.kinds, group.options, strict=True):
@@ -182,7 +182,7 @@ class LeftModel(_Model):
         self._keep_left(left)
 
     def solve(self, seconds: float, start: Floats | None) -> Whole:
-        return solve_whole(self.program, seconds, 0.0, start, _SHARE)
+        return solve_whole(self.program, seconds, 0.0, start, _LEFT_SHARE)
 
 
 class CostModel(_Model):
@@ -204,8 +204,7 @@ class CostModel(_Model):
         return solve_linear(self.program, seconds)
 
     def solve(self, seconds: float, max_gap: float, start: Floats | None = None) -> Whole:
-        alone = all(group.alone for group in self.groups)
-        return solve_whole(self.program, seconds, max_gap, start, _ALONE_SHARE if alone else _SHARE)
+        return solve_whole(self.program, seconds, max_gap, start, _SHARE)
 
     def soon(self, seconds: float, max_gap: float, start: Floats | None) -> Floats | None:
         return solve_soon(self.program, seconds, max_gap, start).amounts

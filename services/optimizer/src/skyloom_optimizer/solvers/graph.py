@@ -107,6 +107,14 @@ class Graph:
             found[link.source].append((number, link.target))
         return found
 
+    @cached_property
+    def core(self) -> tuple[Graph, list[Ints]]:
+        """Tasks numbered in the order in which they can run, without labels that nothing needs; and the labels' numbers."""
+        position = {task: number for number, task in enumerate(self.order)}
+        own = tuple(self.own[task] for task in self.order)
+        links = tuple(Link(position[k.source], position[k.target], k.usd, k.hours) for k in self.links)
+        return reduced(Graph(tuple(range(len(own))), own, links))
+
     def keep(self, masks: Sequence[Mask]) -> Graph:
         own = tuple(Timed(t.usd[mask], t.hours[mask]) for t, mask in zip(self.own, masks, strict=True))
         links = tuple(

@@ -98,7 +98,7 @@ class _Open:
         """`large`: more than any answer that is looked for."""
         found = self.branch.keep(self.masks)
         if self.unwanted is not None:
-            found.dual.add_to_edge(self.link, large * self.unwanted)
+            found.dual.add_to_edge(self.link, np.where(self.unwanted, large, 0.0))
             found.decided = self.branch.decided | {self.link}
         return found
 

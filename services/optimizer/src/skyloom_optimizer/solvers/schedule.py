@@ -9,11 +9,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from skyloom_optimizer.solvers.graph import Graph, Link, Timed, reduced
+from skyloom_optimizer.solvers.graph import Graph
 from skyloom_optimizer.solvers.labels import Labelling
 from skyloom_optimizer.solvers.paths import Goal, PathSearch
-
-__all__ = ["Graph", "Link", "Timed", "solve"]
 
 _TIE = 1e-6
 # Dollars and hours to a few millionths; where hours alone count, dollars decide and need more digits.
@@ -25,7 +23,7 @@ def solve(
     graph: Graph, per_usd: float, per_hour: float, expired: Callable[[], bool] = lambda: False
 ) -> Labelling:
     """Least per_usd x dollars + per_hour x hours; where per_usd is 0, an hour is worth a million dollars."""
-    fewer, names = reduced(_in_order(graph))
+    fewer, names = graph.core
     goal = Goal(per_usd, per_hour, _GRAIN) if per_usd else Goal(_TIE, per_hour, _FINE_GRAIN)
     search = PathSearch(goal, expired)
     bound = search.run(fewer, names)
@@ -33,11 +31,3 @@ def solve(
     labels[list(graph.order)] = search.labels
     method = "mixes of paths" if search.branches == 1 else "branch and bound over mixes of paths"
     return Labelling(tuple(labels.tolist()), search.value, min(bound, search.value), method)
-
-
-def _in_order(graph: Graph) -> Graph:
-    """Tasks numbered in the order in which they can run."""
-    position = {task: number for number, task in enumerate(graph.order)}
-    own = tuple(graph.own[task] for task in graph.order)
-    links = tuple(Link(position[k.source], position[k.target], k.usd, k.hours) for k in graph.links)
-    return Graph(tuple(range(len(own))), own, links)
