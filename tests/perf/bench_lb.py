@@ -276,12 +276,15 @@ def report(bench: Bench, rate: dict[str, float]) -> None:
 
 
 def two_processes(bench: Bench) -> None:
-    """Requests per second of CPU time, each process with 64 connections: what a second one costs beside its own work."""
+    """Requests per second of CPU time, each process with 64 connections: what a second one costs beside its own work.
+
+    Both may use every core, as workers do; two that are held on one core only measure how it is shared out.
+    """
     replicas = bench.replicas()
     results: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(ROUNDS):
         for workers in (1, 2):
-            port, process = bench.ours(replicas, "--workers", str(workers))
+            port, process = bench.ours(replicas, "--workers", str(workers), core=f"{LB_CORE},{LOAD_CORE}")
             time.sleep(1.0)
             bench.wrk(port, 64 * workers, 1)
             before = cpu_seconds(process)
@@ -308,7 +311,7 @@ def streams(bench: Bench) -> None:
     proxies = {"ours": port, "nginx": bench.proxy_nginx([source])}
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in proxies}
     memory = 0.0
-    for _ in range(3):
+    for _ in range(ROUNDS):
         for name, one in proxies.items():
             command = ["taskset", "-c", LOAD_CORE, sys.executable, str(ROLES), "watch", str(one), "1000", "3"]
             watcher = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -21,6 +21,8 @@ from skyloom_lb.wire.response import ResponseHead
 
 _IDENTITY = ("id", "created", "model", "system_fingerprint", "service_tier")
 _USAGE_ATTEMPTS = 5
+_SHORT = 64
+"""Bytes: no `[DONE]` is longer, whatever blanks are around it."""
 _THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -122,13 +124,13 @@ class StreamObserver:
     def _event(self, raw: bytes) -> bytes:
         if self._failure is not None or self._done:
             return b""
-        at = raw.find(b"data:")
+        at = 0 if raw.startswith(b"data:") else raw.find(b"data:")
         if at < 0 or (at and raw[at - 1] != 10):
             return b"" if self._resumed else raw  # a comment, or an event without data
         text = raw[at + 5 : -2]
         if b"\ndata:" in text:
             text = text.replace(b"\ndata:", b"\n")
-        if text.strip() == b"[DONE]":
+        if len(text) < _SHORT and text.strip() == b"[DONE]":
             return self._last()
         if not self._completion:
             return self._other(raw, text)
