@@ -89,6 +89,9 @@ def test_addresses_avoid_nodes_and_servers() -> None:
     with socket.socket() as taken:
         taken.bind((first, addresses.AGENT_PORT))
         assert addresses.allocate("seed", set()) != first
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(addresses, "is_free", lambda address, port: False)  # held on every address
+        assert addresses.allocate("seed", {first}) not in (first, "127.0.0.1")
     assert addresses.allocate("seed", set(), platform="darwin") == "127.0.0.1"
 
 

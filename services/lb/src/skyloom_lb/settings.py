@@ -263,7 +263,8 @@ def _with_id(data: Any) -> Any:
 
 def _with_default(settings: Settings, urls: Sequence[str], policy: str | None) -> Settings:
     """`--endpoint` and `--policy` speak of the default service, which is there when nothing else was named."""
-    if not urls and not policy and (settings.services or settings.redis_url):
+    elsewhere = settings.services or settings.redis_url or settings.endpoints_file
+    if not urls and not policy and elsewhere:
         return settings
     default = settings.services.get(DEFAULT_SERVICE, ServiceSettings())
     if urls:
