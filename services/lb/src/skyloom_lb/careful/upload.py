@@ -19,7 +19,7 @@ from skyloom_lb.fast.relay import Exchange
 from skyloom_lb.retries import Failed
 from skyloom_lb.wire.headers import BadMessage, as_written
 from skyloom_lb.wire.request import RequestHead
-from skyloom_lb.wire.response import ResponseHead, own_answer
+from skyloom_lb.wire.response import ResponseHead
 
 if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
@@ -226,21 +226,7 @@ class CarefulExchange(Exchange):
     def reply(self, reply: Reply) -> None:
         if not self.upload.over:
             self.client.closing = True
-        if self.head.method != b"HEAD":
-            return super().reply(reply)
-        self.status = reply.status
-        self.client.write(
-            own_answer(
-                reply.status,
-                reply.content_type,
-                reply.body,
-                request_id=self.request_id,
-                headers=reply.headers,
-                close=self.client.closing,
-                with_body=False,
-            )
-        )
-        return self.over()
+        super().reply(reply)
 
     def fail(self, reason: str, refusal: Refusal) -> None:
         """By the client's doing: its body is not what it said, or does not come."""

@@ -148,6 +148,7 @@ class Entry(Outcome, ABC):
                 request_id=self.request_id,
                 headers=reply.headers,
                 close=self.client.closing,
+                with_body=self.head.method != b"HEAD",
             )
         )
         self.over()
