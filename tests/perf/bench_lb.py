@@ -276,7 +276,7 @@ def report(bench: Bench, rate: dict[str, float]) -> None:
 
 
 def two_processes(bench: Bench) -> None:
-    """Requests per second of CPU time, each process with 64 connections: what a second one costs beside its own work.
+    """Requests per second of CPU time, for the same 64 connections: what a second process costs beside its own work.
 
     Both may use every core, as workers do; two that are held on one core only measure how it is shared out.
     """
@@ -286,9 +286,9 @@ def two_processes(bench: Bench) -> None:
         for workers in (1, 2):
             port, process = bench.ours(replicas, "--workers", str(workers), core=f"{LB_CORE},{LOAD_CORE}")
             time.sleep(1.0)
-            bench.wrk(port, 64 * workers, 1)
+            bench.wrk(port, 64, 1)
             before = cpu_seconds(process)
-            rate = bench.wrk(port, 64 * workers, 2)[0]
+            rate = bench.wrk(port, 64, 2)[0]
             results[workers].append(rate * 2.0 / (cpu_seconds(process) - before))
             bench.stop(process)
     one, two = (statistics.median(results[workers]) for workers in (1, 2))
