@@ -76,18 +76,21 @@ Start = Callable[..., Awaitable[Process]]
 
 @contextlib.asynccontextmanager
 async def balancers() -> AsyncIterator[Start]:
-    """`start(*flags, files=0, **environ)`; `files`: its limit of open files."""
+    """`start(*flags, files=0, log=None, **environ)`; `files`: its limit of open files; `log`: where its log goes."""
     started: list[Process] = []
 
-    async def start(*arguments: str, files: int = 0, wait: bool = True, **environ: str) -> Process:
+    async def start(
+        *arguments: str, files: int = 0, wait: bool = True, log: Path | None = None, **environ: str
+    ) -> Process:
         port, admin = free_port(), free_port()
+        errors = log.open("wb") if log is not None else asyncio.subprocess.DEVNULL
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "skyloom_lb.main",
             *("--host", "127.0.0.1", "--port", str(port), "--admin-port", str(admin), *arguments),
             env={**os.environ, **environ},
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=errors,
             preexec_fn=(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)))
             if files
             else None,

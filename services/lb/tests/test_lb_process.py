@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
+from skyloom_lb.loop import ASYNCIO, UVLOOP
 from skyloom_testing_lb import Start, balancers
 
 pytestmark = pytest.mark.integration
+LOOPS = (ASYNCIO, UVLOOP)
 
 
 @pytest.fixture
@@ -38,6 +40,49 @@ async def test_wrong_settings_end_with_a_sentence() -> None:
     assert process.returncode == 2
     assert words.startswith(b"skyloom-lb: policy: 'fastest' is unknown")
     assert b"Traceback" not in words
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (("--port", "{used}"), 1, "host, port: 127.0.0.1:{used} cannot be listened on: is used by another"),
+        (("--admin-port", "{used}"), 1, "admin_host, admin_port: 127.0.0.1:{used} cannot be listened on"),
+        (
+            ("--certfile", "/no/c", "--keyfile", "/no/k"),
+            2,
+            "certfile, keyfile: /no/c and /no/k are not a PEM",
+        ),
+        (("--access-log", "/no/log"), 1, "access_log: /no/log cannot be written: No such file"),
+    ],
+)
+async def test_what_the_system_refuses_is_told_in_a_sentence(
+    kit: Any, start: Start, tmp_path: Path, workers: str, flags: tuple[str, ...], code: int, words: str
+) -> None:
+    used, log = (await kit.endpoint()).port, tmp_path / "log"
+    given = [one.format(used=used) for one in flags]
+    lb = await start("--endpoint", "http://127.0.0.1:1", "--workers", workers, *given, wait=False, log=log)
+    assert await asyncio.wait_for(lb.process.wait(), 20) == code
+    said = [line for line in log.read_text().splitlines() if " INFO " not in line]
+    assert len(said) == 1 and said[0].startswith("skyloom-lb: " + words.format(used=used)), said
+
+
+async def test_a_balancer_that_never_knew_an_endpoint_is_not_ready(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "endpoints.yaml"
+    lb = await start("--endpoints-file", str(file), wait=False)
+    async with asyncio.timeout(20):
+        while (answer := await lb.get("/readyz"))[0] == 0:
+            await asyncio.sleep(0.05)
+    assert answer[0] == 503 and "No such file" in json.loads(answer[1])["last_known_good"]["file"]
+    assert await lb.counted('skyloom_lb_source_trouble{source="file"}') == 1
+    file.write_text("[]")
+    assert (await lb.ready())["last_known_good"] == {}
+    assert await lb.counted('skyloom_lb_source_trouble{source="file"}') == 0
+    file.write_text("")
+    await lb.until_counted('skyloom_lb_source_trouble{source="file"}', 1.0)
+    assert "write [] for no endpoints" in (await lb.ready())["last_known_good"]["file"]
 
 
 async def test_nobody_outside_is_served_without_keys_unless_told_so() -> None:
@@ -97,10 +142,11 @@ async def test_a_reload_does_not_open_an_address(kit: Any, start: Start, tmp_pat
             await asyncio.sleep(0.02)
 
 
-async def test_more_clients_than_descriptors(kit: Any, start: Start) -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_more_clients_than_descriptors(kit: Any, start: Start, loop: str) -> None:
     """Those without a descriptor wait or are told; when others leave, everything goes on."""
     endpoint = await kit.endpoint()
-    lb = await start("--endpoint", endpoint.url, "--max-connections", "10000", files=80)
+    lb = await start("--endpoint", endpoint.url, "--max-connections", "10000", "--event-loop", loop, files=80)
     first = await wire(kit, lb.port)
     await first.send(kit.post(target=b"/echo"))
     assert (await first.message()).status == 200

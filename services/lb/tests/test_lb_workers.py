@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -16,6 +17,10 @@ import pytest
 import yaml
 
 from skyloom_lb import workers
+from skyloom_lb.observe.collector import render
+from skyloom_lb.observe.snapshot import living, past, total
+from skyloom_lb.settings import Settings
+from skyloom_lb.workers import Child, Supervisor
 from skyloom_testing_lb import Process, Start, balancers
 
 pytestmark = pytest.mark.integration
@@ -264,6 +269,175 @@ async def test_a_reload_that_comes_while_workers_start_is_not_lost(
     assert lb.workers == fresh
 
 
+async def test_a_new_worker_serves_with_the_settings_that_were_accepted_last(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    """Whatever the file says by then: that it listens elsewhere and wants no keys, nothing at all, or nonsense."""
+    endpoint = await kit.endpoint()
+    keys, path = tmp_path / "keys.yaml", tmp_path / "lb.yaml"
+    keys.write_text("keys: []")
+    rest = f"services: {{default: {{endpoints: [{endpoint.url}]}}}}\n"
+    path.write_text(f"host: 0.0.0.0\nkeys_file: {keys}\n{rest}")
+    log = tmp_path / "log"
+    lb = await start("--config", str(path), "--host", "", "--workers", "2", log=log, SKYLOOM_LB_HOST="")
+    for text in (f"host: 0.0.0.0\n{rest}", f"host: 127.0.0.9\n{rest}", "", "trusted_proxies: [foo]\n"):
+        path.write_text(text)
+        lb.signal(signal.SIGHUP)
+        victim = lb.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        await until_two(lb, victim)
+        for _ in range(12):
+            one = await wire(kit, lb.port)
+            await one.send(kit.post(target=b"/echo"))
+            assert (await one.message()).status == 401
+            one.close()
+    assert "Traceback" not in log.read_text()
+    assert f"{path}: is empty; write {{}} for no settings" in log.read_text()
+
+
+async def test_the_supervisor_goes_by_the_new_settings_too(kit: Any, start: Start, tmp_path: Path) -> None:
+    endpoint = await kit.endpoint()
+    keys, path = tmp_path / "keys.yaml", tmp_path / "lb.yaml"
+    keys.write_text("keys: []")
+    rest = f"host: 0.0.0.0\nservices: {{default: {{endpoints: [{endpoint.url}]}}}}\n"
+    path.write_text(f"keys_file: {keys}\n{rest}")
+    lb = await start("--config", str(path), "--host", "", "--workers", "2", SKYLOOM_LB_HOST="")
+    assert (await lb.ready())["open"] is False
+    path.write_text(f"open: true\n{rest}")
+    lb.signal(signal.SIGHUP)
+    async with asyncio.timeout(10):
+        while not (await lb.ready())["open"]:
+            await asyncio.sleep(0.02)
+
+
+async def test_draining_workers_have_the_time_of_the_settings_accepted_last() -> None:
+    supervisor = Supervisor(Settings(workers=1, drain_seconds=-5.0), ())
+    supervisor._take(Settings(workers=1, drain_seconds=60.0))
+    ended = asyncio.Event()
+    signals: list[signal.Signals] = []
+
+    class Draining:
+        pid = 1
+
+        async def wait(self) -> int:
+            return 0 if await ended.wait() else 1
+
+        def send_signal(self, number: signal.Signals) -> None:
+            signals.append(number)
+            ended.set()
+
+    supervisor._children[0] = Child(cast("Any", Draining()), cast("Any", None), cast("Any", None), Settings())
+    waits = asyncio.ensure_future(supervisor._wait_for_all())
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert signals == []
+    ended.set()
+    await waits
+
+
+async def test_what_keeps_the_first_workers_from_starting_ends_the_supervisor(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    log, nowhere = tmp_path / "log", tmp_path / "nowhere" / "access"
+    flags = ("--endpoint", "http://127.0.0.1:1", "--workers", "2", "--access-log", str(nowhere))
+    lb = await start(*flags, wait=False, log=log)
+    assert await asyncio.wait_for(lb.process.wait(), 20) == 1
+    said = log.read_text()
+    assert f"skyloom-lb: access_log: {nowhere} cannot be written: No such file or directory\n" in said
+    assert "Traceback" not in said and said.count("access_log") == 1
+
+
+async def test_a_worker_that_dies_without_a_word_ends_only_a_supervisor_that_never_served() -> None:
+    class Process:
+        pid = 1
+
+    class Writer:
+        def close(self) -> None:
+            """Nobody reads it."""
+
+    def child(last: dict[str, Any] | None) -> Child:
+        return Child(cast("Any", Process()), cast("Any", None), cast("Any", Writer()), Settings(), last=last)
+
+    served: dict[str, Any] = {"services": {}}
+    for other, failed in ((None, "a worker ended with -9 before it served"), (served, "None")):
+        supervisor = Supervisor(Settings(workers=2), ())
+        supervisor._children = {0: child(None), 1: child(other)}
+        supervisor._bury(0, supervisor._children[0], -9)
+        assert str(supervisor._failed) == failed
+        assert supervisor._stopping.is_set() == (other is None)
+
+
+async def test_two_balancers_do_not_share_a_port_unknown_to_anybody(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    first = await start("--endpoint", "http://127.0.0.1:1", "--workers", "2")
+    flags = ("--endpoint", "http://127.0.0.1:1", "--workers", "2", "--port", str(first.port))
+    second = await start(*flags, wait=False, log=log)
+    assert await asyncio.wait_for(second.process.wait(), 20) == 1
+    words = f"host, port: 127.0.0.1:{first.port} cannot be listened on: is used by another process"
+    assert log.read_text().strip() == f"skyloom-lb: {words}"
+
+
+async def test_an_endpoint_that_only_a_dead_worker_had_is_no_endpoint(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    first, second = await kit.endpoint(), await kit.endpoint()
+    path = config(tmp_path, first)
+    lb = await start("--config", path, "--workers", "2")
+    one = await wire(kit, lb.port)
+    await one.send(kit.post(target=b"/echo"))
+    assert (await one.message()).status == 200
+    await lb.until_counted(REQUESTS, 1.0)
+    victims = lb.workers
+    os.kill(victims[0], signal.SIGKILL)
+    await until_two(lb, victims[0])
+    os.kill(victims[1], signal.SIGKILL)
+    await until_two(lb, victims[1])
+    config(tmp_path, second)
+    lb.signal(signal.SIGHUP)
+    name = f"127.0.0.1:{second.port}"
+    async with asyncio.timeout(10):
+        while list(json.loads((await lb.get("/debug/endpoints"))[1])["default"]) != [name]:
+            await asyncio.sleep(0.02)
+    page = (await lb.get("/metrics"))[1]
+    of_state = {line for line in page.splitlines() if line.startswith("skyloom_lb_endpoint_state{")}
+    assert of_state and all(f'endpoint="{name}"' in line for line in of_state)
+    gone = f'{{endpoint="127.0.0.1:{first.port}",service="default"}}'
+    assert await lb.counted(f"skyloom_lb_endpoint_attempts_total{gone}") == 1
+    assert await lb.counted(REQUESTS) == 1
+
+
+async def test_a_dead_workers_counts_stay_and_its_states_do_not(kit: Any) -> None:
+    lb = await kit.lb(await kit.endpoint())
+    await lb.ask(kit.post())
+    dead, alive_one = lb.worker.snapshot(), lb.worker.snapshot()
+    alone = total([past(dead)])
+    assert living(alone["services"]["default"]) == {} and b"endpoint_state{" not in render(lambda: alone)
+    both = total([alive_one, past(dead)])
+    assert living(both["services"]["default"])["e0"]["state"] == "ready"
+    assert both["services"]["default"]["endpoints"]["e0"]["stats"]["attempts"] == 2
+
+
+@pytest.mark.parametrize("cut", [b'{"ask": 1, "serv', b"[]nonsense\n", b""])
+async def test_half_a_line_is_no_answer(cut: bytes) -> None:
+    class Process:
+        pid = 1
+
+    class Writer:
+        def write(self, data: bytes) -> None:
+            """Nobody reads it."""
+
+    reader = asyncio.StreamReader()
+    child = Child(cast("Any", Process()), reader, cast("Any", Writer()), Settings())
+    reader.feed_data(b'{"ask": 1, "services": {}}\n')
+    assert await child.ask() == {"ask": 1, "services": {}}
+    reader.feed_data(cut)
+    reader.feed_eof()
+    assert await child.ask() is None
+    assert child.last == {"ask": 1, "services": {}}
+
+
 async def test_sigterm_lets_the_streams_of_all_workers_finish(kit: Any, start: Start) -> None:
     go, running = asyncio.Event(), 0
 
@@ -327,7 +501,7 @@ async def test_a_worker_hears_that_its_supervisor_is_gone(unread: bool) -> None:
     reader, writer = await asyncio.open_connection(sock=theirs)
     talk = asyncio.ensure_future(workers._talk(cast("Any", Quiet()), reader, writer, stop))
     if unread:
-        ours.send(b"1\n")
+        ours.send(b'{"ask": 1}\n')
         await asyncio.to_thread(ours.recv, 1, socket.MSG_PEEK)
     ours.close()
     await asyncio.wait_for(stop.wait(), 5)

@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 
 from skyloom_lb.observe.collector import render
+from skyloom_lb.observe.snapshot import living
 
 Read = Callable[[], Awaitable[dict[str, Any]]]
 Ready = Callable[[], Awaitable[tuple[bool, dict[str, Any]]]]
@@ -35,7 +36,7 @@ def admin_app(read: Read, ready: Ready, token: str) -> web.Application:
 
     async def endpoints(request: web.Request) -> web.Response:
         data = await read()
-        return _json({name: service["endpoints"] for name, service in data["services"].items()})
+        return _json({name: living(service) for name, service in data["services"].items()})
 
     app.router.add_get("/healthz", healthz)
     app.router.add_get("/readyz", readyz)
@@ -61,7 +62,7 @@ def _guard(token: str) -> Any:
 def _may(request: web.Request, token: str) -> bool:
     if token:
         given = request.headers.get("Authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {token}".encode())
+        return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), f"Bearer {token}".encode())
     try:
         return ipaddress.ip_address(request.remote or "").is_loopback
     except ValueError:

@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING, cast
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from skyloom_lb.careful.lane import CarefulLane
 
 SWEEP_SECONDS = 0.25
+SWEEP_PART = 50
+"""Requests or connections looked at in one go: some 100 µs."""
 MakeFront = Callable[["Balancer"], Front]
 _log = logging.getLogger(__name__)
 
@@ -62,26 +64,26 @@ class Balancer:
         self._closing: list[tuple[float, asyncio.Transport]] = []
         self._id_prefix = os.urandom(6).hex().encode()
         self._ids = 0
+        self._told: set[str] = set()
+        """Services that a watched file or Redis names."""
+        self.settings = settings
         self.configure(settings)
 
     # --- settings and endpoints
 
     def configure(self, settings: Settings) -> None:
         """Also at run time: requests that run keep what they began with."""
-        self.settings = settings
         self._trusted = tuple(ipaddress.ip_network(one, strict=False) for one in settings.trusted_proxies)
-        now = time.monotonic()
-        for name in [name for name in self.services if name not in settings.services]:
-            self.services[name].apply((), now)
-            if name not in settings.redis_services and not (
-                settings.redis_url and not settings.redis_services
-            ):
-                del self.services[name]
-        for name, one in settings.services.items():
+        before, self.settings, now = self.settings, settings, time.monotonic()
+        for name in set(before.services) - set(settings.services) - self._told:
+            self.services.pop(name).apply((), now)
+        only_told = {name: self._like_default(name) for name in self._told - set(settings.services)}
+        for name, one in {**settings.services, **only_told}.items():
             self._configure_service(name, one, now)
         self.front = self._make_front(self)
 
     def _configure_service(self, name: str, settings: ServiceSettings, now: float) -> None:
+        """Endpoints of the settings count while no file and no Redis names the service."""
         service = self.services.get(name)
         before = service.settings.endpoints if service is not None else ()
         if service is None:
@@ -90,19 +92,38 @@ class Balancer:
             )
         else:
             service.configure(settings)
-        if settings.endpoints != before:
+        if settings.endpoints != before and name not in self._told:
             service.apply(settings.endpoints, now)
 
-    def set_endpoints(self, name: str, endpoints: Sequence[Endpoint]) -> None:
-        """From a watched file or Redis; an unknown service is made with the default's settings."""
-        service = self.services.get(name)
-        if service is None:
-            like = self.settings.services.get("default", ServiceSettings())
-            made = replace(like, name=name, endpoints=(), hosts=(), path_prefix="")
-            service = self.services[name] = Service(made, self._make_pool, self._random, self.settings.zone)
+    def _like_default(self, name: str) -> ServiceSettings:
+        """For a service that only a source names."""
+        like = self.settings.services.get("default", ServiceSettings())
+        return replace(like, name=name, endpoints=(), hosts=(), path_prefix="")
+
+    def set_endpoints(self, name: str, endpoints: Sequence[Endpoint] | None) -> None:
+        """From a watched file or Redis; an unknown service is made with the default's settings. None: the source names it
+        no more, so that it goes once nothing of it runs, unless the settings name it."""
+        now = time.monotonic()
+        if endpoints is None:
+            self._told.discard(name)
+            endpoints = self.settings.services.get(name, ServiceSettings()).endpoints
+        else:
+            self._told.add(name)
+            if name not in self.services:
+                self._configure_service(name, self._like_default(name), now)
+                self.front = self._make_front(self)
+        if name in self.services:
+            self.services[name].apply(endpoints, now)
+            self.front.endpoints_changed()
+
+    def forget_left(self) -> None:
+        """Services that no settings and no source name any more; asked every second, and waits for what still runs."""
+        named = self._told.union(self.settings.services)
+        gone = [one for name, one in self.services.items() if name not in named and _is_over(one)]
+        for service in gone:
+            del self.services[service.name]
+        if gone:
             self.front = self._make_front(self)
-        service.apply(endpoints, time.monotonic())
-        self.front.endpoints_changed()
 
     def _make_pool(self, backend: Backend, service: Service) -> Pool:
         return Pool(backend, self.client_tls() if backend.address.tls else None)
@@ -203,25 +224,51 @@ class Balancer:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             slow += 1
-            try:
-                self.sweep(time.monotonic(), all_fronts=slow % 4 == 0)
-            except Exception:
-                _log.exception("the sweep failed; it goes on")
+            for _ in self.parts_of_sweep(all_fronts=slow % 4 == 0):
+                await asyncio.sleep(0)
 
-    def sweep(self, now: float, all_fronts: bool = True) -> None:
-        for exchange in tuple(self.exchanges):
-            exchange.check(now)
+    def sweep(self) -> None:
+        for _ in self.parts_of_sweep(all_fronts=True):
+            pass
+
+    def parts_of_sweep(self, all_fronts: bool) -> Iterator[None]:
+        """Bytes are passed on between two parts: a look at thousands of streams at once would halt all of them.
+
+        What fails at one of them must not keep the others from their time-outs.
+        """
+        for number, exchange in enumerate(tuple(self.exchanges), 1):
+            try:
+                if exchange in self.exchanges:  # it may be over by now
+                    exchange.check(time.monotonic())
+            except Exception:
+                _log.exception("a request failed in the sweep")
+                exchange.fault()
+            if number % SWEEP_PART == 0:
+                yield
+        now = time.monotonic()
         for service in self.services.values():
-            service.sweep(now)
-            for backend in service.backends.values():
-                cast(Pool, backend.pool).close_old(now)
+            self._guarded(self._sweep_service, service, now)
         while self._closing and self._closing[0][0] <= now:
             self._closing.pop(0)[1].abort()
         if all_fronts:
-            for front in tuple(self.fronts):
-                front.check(now)
+            for number, front in enumerate(tuple(self.fronts), 1):
+                self._guarded(front.check, now)
+                if number % SWEEP_PART == 0:
+                    yield
         for hook in self.after_sweep:
-            hook(now)
+            self._guarded(hook, now)
+
+    def _sweep_service(self, service: Service, now: float) -> None:
+        service.sweep(now)
+        service.budget.trickle(SWEEP_SECONDS)
+        for backend in service.backends.values():
+            cast(Pool, backend.pool).close_old(now)
+
+    def _guarded(self, act: Callable[..., None], *arguments: object) -> None:
+        try:
+            act(*arguments)
+        except Exception:
+            _log.exception("a part of the sweep failed; the others go on")
 
     # --- the end
 
@@ -229,12 +276,12 @@ class Balancer:
         """Nothing new on any connection; what runs may finish within the bound, then it is cut."""
         self.draining = True
         for front in tuple(self.fronts):
-            if front.exchange is None:
-                front.transport.close()
-            else:
+            if front.exchange is not None:
                 front.closing = True
+            elif not front.receiving:  # else it is answered, and closed then
+                front.transport.close()
         ends = time.monotonic() + seconds
-        while self.exchanges and time.monotonic() < ends:
+        while (self.exchanges or any(one.busy for one in self.fronts)) and time.monotonic() < ends:
             await asyncio.sleep(0.05)
         for exchange in tuple(self.exchanges):
             exchange.client.close_broken()
@@ -243,3 +290,7 @@ class Balancer:
             front.transport.abort()
         for service in self.services.values():
             service.apply((), time.monotonic())
+
+
+def _is_over(service: Service) -> bool:
+    return not (service.active or service.waiting or service.backends or service.leaving)

@@ -46,6 +46,10 @@ class RedisSide:
     def trouble(self) -> str:
         return self.source.trouble
 
+    @property
+    def was_read(self) -> bool:
+        return self.source.was_read
+
     async def first_read(self) -> None:
         """Bounded: without Redis the balancer starts all the same, and says so."""
         await self.source.read()

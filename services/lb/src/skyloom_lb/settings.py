@@ -1,7 +1,7 @@
 """What the balancer is told: flags over environment over a settings file, validated once, then passed as arguments.
 
-A settings file has the shape of `Settings`; a reload reads it again, and everything but the listening addresses, the number
-of workers and Redis takes effect without a dropped connection.
+A settings file has the shape of `Settings`; a reload reads it again, and everything but `FIXED` takes effect without a dropped
+connection.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import yaml
 
 from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_common.core.wire import from_wire
+from skyloom_common.core.wire import from_wire, to_wire
+from skyloom_lb.loop import check_loop
 
 DEFAULT_SERVICE = "default"
 
@@ -128,6 +132,8 @@ class Settings:
     """How long a client may pause in the middle of sending a request."""
     keep_alive_seconds: float = 300.0
     drain_seconds: float = 60.0
+    event_loop: str = "auto"
+    """uvloop where it is installed; or "asyncio", "uvloop"."""
     fast_body: int = 1 << 20
     """Bodies up to this size are taken whole by the fast lane."""
     front: dict[str, Any] = field(default_factory=dict)
@@ -146,6 +152,22 @@ class Settings:
     @property
     def real_admin_port(self) -> int:
         return self.admin_port or (self.port + 1 if self.port else 0)
+
+
+FIXED = (
+    "host", "port", "admin_host", "admin_port", "admin_token", "workers", "endpoints_file", "redis_url", "redis_services",
+    "zone", "balancer", "access_log", "event_loop",
+)  # fmt: skip
+"""What is read once, at the start; so is whether there is a certificate."""
+
+
+def keep_fixed(asked: Settings, started: Settings) -> tuple[Settings, tuple[str, ...]]:
+    """`asked` without what wants a restart, and the names of that."""
+    fields: tuple[str, ...] = FIXED
+    if bool(asked.certfile) != bool(started.certfile):
+        fields += ("certfile", "keyfile")
+    others = tuple(name for name in fields if getattr(asked, name) != getattr(started, name))
+    return replace(asked, **{name: getattr(started, name) for name in others}), others
 
 
 FLAGS: tuple[tuple[str, str, str, str], ...] = (
@@ -185,6 +207,12 @@ FLAGS: tuple[tuple[str, str, str, str], ...] = (
         "drain_seconds",
         "how long streams may finish after SIGTERM",
     ),
+    (
+        "--event-loop",
+        "SKYLOOM_LB_EVENT_LOOP",
+        "event_loop",
+        "auto (uvloop if it is there), asyncio or uvloop",
+    ),
     ("--max-connections", "SKYLOOM_LB_MAX_CONNECTIONS", "max_connections", "client connections per worker"),
 )
 
@@ -202,7 +230,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--endpoint", action="append", metavar="URL", help="an endpoint; may be repeated")
     made.add_argument("--policy", help="policy of the default service [SKYLOOM_LB_POLICY]")
     made.add_argument(
-        "--service", action="append", metavar="NAME", help="a service whose endpoints are in Redis"
+        "--service",
+        action="append",
+        metavar="NAME",
+        help="a service whose endpoints are in Redis; may be repeated [SKYLOOM_LB_SERVICES]",
     )
     for flag, variable, _, words in FLAGS:
         made.add_argument(flag, help=f"{words} [{variable}]")
@@ -212,6 +243,22 @@ def parser() -> argparse.ArgumentParser:
 def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     """Raises InvalidRequest with one sentence for whatever is wrong."""
     flags = parser().parse_args(list(arguments))
+    return _finished(_asked(flags, environ), flags, environ)
+
+
+def load_again(
+    arguments: Sequence[str], environ: Mapping[str, str], started: Settings
+) -> tuple[Settings, tuple[str, ...]]:
+    """As far as it can be had without a restart, and the names of the fields that want one. What could not be started with is
+    refused, used now or not."""
+    flags = parser().parse_args(list(arguments))
+    asked = _asked(flags, environ)
+    _finished(asked, flags, environ)
+    settings, others = keep_fixed(asked, started)
+    return _finished(settings, flags, environ), others
+
+
+def _asked(flags: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     settings = from_file(flags.config or environ.get("SKYLOOM_LB_CONFIG", ""))
     for flag, variable, name, _ in FLAGS:
         text = getattr(flags, flag[2:].replace("-", "_")) or environ.get(variable)
@@ -221,29 +268,60 @@ def load(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         settings = replace(settings, open=True)
     if not settings.redis_url and environ.get("REDIS_URL"):
         settings = replace(settings, redis_url=environ["REDIS_URL"])
-    if flags.service:
-        settings = replace(settings, redis_services=tuple(flags.service))
+    names = flags.service or environ.get("SKYLOOM_LB_SERVICES", "").split()
+    return replace(settings, redis_services=tuple(names)) if names else settings
+
+
+def _finished(settings: Settings, flags: argparse.Namespace, environ: Mapping[str, str]) -> Settings:
     urls = flags.endpoint or environ.get("SKYLOOM_LB_ENDPOINTS", "").split()
-    settings = _with_default(settings, urls, flags.policy or environ.get("SKYLOOM_LB_POLICY"))
-    return checked(settings)
+    return checked(_with_default(settings, urls, flags.policy or environ.get("SKYLOOM_LB_POLICY")))
 
 
 def from_file(path: str) -> Settings:
     if not path:
         return Settings()
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise InvalidRequest(f"{path}: cannot be read: {error}") from error
+        data = parse_yaml(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidRequest(f"{path}: cannot be read: {words}") from error
+    if data is None:
+        raise InvalidRequest(f"{path}: is empty; write {{}} for no settings")
     if not isinstance(data, dict):
         raise InvalidRequest(f"{path}: a mapping is wanted, as in docs/lb.md")
-    for service in (data.get("services") or {}).values():
-        if isinstance(service, dict) and "endpoints" in service:
-            service["endpoints"] = endpoint_mappings(service["endpoints"], f"{path}: endpoints")
+    if not isinstance(data.get("admin_token", ""), str):
+        raise InvalidRequest("admin_token: text is wanted; put it in quotes")
+    _spell_out_endpoints(data.get("services"), path)
     settings = from_wire(Settings, data, strict=True)
     return replace(
         settings, services={name: replace(one, name=name) for name, one in settings.services.items()}
     )
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Raises InvalidRequest. The parser itself raises whatever Python does of a 30th of February or a list in a thousand lists."""
+    try:
+        return _with_text_keys(yaml.safe_load(text))
+    except yaml.MarkedYAMLError as error:  # its own words show the line, and what may be a secret in it
+        at = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        raise InvalidRequest(f"{where}: is neither YAML nor JSON: {at}{error.problem}") from error
+    except yaml.YAMLError as error:
+        raise InvalidRequest(f"{where}: is neither YAML nor JSON: {error}") from error
+    except Exception as error:
+        raise InvalidRequest(f"{where}: has a value that YAML cannot read: {error}") from error
+
+
+def _with_text_keys(data: Any) -> Any:
+    """A service may be called 7; and what nobody knows can be named."""
+    if isinstance(data, dict):
+        return {str(key): _with_text_keys(value) for key, value in data.items()}
+    return [_with_text_keys(one) for one in data] if isinstance(data, list) else data
+
+
+def _spell_out_endpoints(services: Any, path: str) -> None:
+    for service in services.values() if isinstance(services, dict) else ():
+        if isinstance(service, dict) and "endpoints" in service:
+            service["endpoints"] = endpoint_mappings(service["endpoints"], f"{path}: endpoints")
 
 
 def endpoint_mappings(data: Any, where: str) -> list[dict[str, Any]]:
@@ -285,35 +363,113 @@ def _scalar(flag: str, text: str, like: Any) -> Any:
 
 
 def checked(settings: Settings) -> Settings:
-    """Everything that one value alone can get wrong. URLs are checked where they are used: see endpoints/url.py."""
-    from skyloom_lb.admission.config import service_limits
-    from skyloom_lb.endpoints.url import parse_url
-    from skyloom_lb.openai.config import front_settings, service_settings
-    from skyloom_lb.pipeline.registry import check_policy
+    """Everything that its value alone can get wrong; what files it names say is `fronts.check`'s."""
+    from skyloom_lb.openai.config import front_settings
 
     front_settings(settings.front)
-
     if bool(settings.certfile) != bool(settings.keyfile):
         raise InvalidRequest("certfile and keyfile: give both for TLS, or none")
-    if not 0 <= settings.port <= 65535:
-        raise InvalidRequest(f"port: {settings.port} is not between 0 and 65535")
+    _check_ports(settings)
+    check_loop(settings.event_loop)
     if settings.workers < 1:
         raise InvalidRequest(f"workers: {settings.workers} is not at least 1")
+    for name in ("max_connections", "fast_body"):
+        _at_least_0(name, getattr(settings, name))
+    for name in ("header_seconds", "body_seconds", "keep_alive_seconds", "drain_seconds"):
+        _at_least_0(name, getattr(settings, name))
+    _check_networks(settings.trusted_proxies)
+    if settings.redis_url:
+        _check_redis(settings.redis_url)
     for service in settings.services.values():
-        check_policy(service.policy, service.options)
-        service_settings(service.name, service.openai)
-        service_limits(service.name, service.limits)
-        _positive(service)
-        for endpoint in service.endpoints:
-            parse_url(endpoint.url)
-            if endpoint.weight <= 0:
-                raise InvalidRequest(f"endpoint {endpoint.id}: weight {endpoint.weight:g} is not above 0")
+        _check_service(service)
     return settings
 
 
-def _positive(service: ServiceSettings) -> None:
-    for part in (service.timeouts, service.retries, service.health):
-        for one in dataclasses.fields(part):
-            value = getattr(part, one.name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise InvalidRequest(f"{service.name}: {one.name} {value:g} is below 0")
+def _check_ports(settings: Settings) -> None:
+    if not 0 <= settings.port <= 65535:
+        raise InvalidRequest(f"port: {settings.port} is not between 0 and 65535")
+    if not -1 <= settings.admin_port <= 65535:
+        raise InvalidRequest(f"admin_port: {settings.admin_port} is not between -1 (none) and 65535")
+    if settings.real_admin_port > 65535:
+        raise InvalidRequest(
+            f"admin_port: the port after {settings.port} is above 65535; give --admin-port PORT, or -1 for none"
+        )
+
+
+def _check_networks(networks: Sequence[str]) -> None:
+    for one in networks:
+        try:
+            ipaddress.ip_network(one, strict=False)
+        except ValueError:
+            raise InvalidRequest(
+                f"trusted_proxies: {one!r} is not an address or a network as in 10.0.0.0/8"
+            ) from None
+
+
+def _check_redis(url: str) -> None:
+    """Without the URL's own text: there may be a password in it."""
+    from redis.connection import parse_url as parse_redis_url
+
+    right = "the form is redis://[USER:PASSWORD@]HOST[:PORT][/DB], rediss://... or unix:///PATH"
+    try:
+        parts = urlsplit(url)
+        where = parts.path if parts.scheme == "unix" else parts.hostname if parts.port != 0 else ""
+    except ValueError:
+        raise InvalidRequest(f"redis_url: its host or port is wrong; {right}") from None
+    if parts.scheme not in ("redis", "rediss", "unix"):
+        raise InvalidRequest(f"redis_url: the scheme {parts.scheme!r} is unknown; {right}")
+    try:
+        parse_redis_url(url)
+    except ValueError as error:
+        raise InvalidRequest(f"redis_url: {error}; {right}") from None
+    if not where:
+        raise InvalidRequest(f"redis_url: it names no host or path; {right}")
+
+
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+
+
+def _check_service(service: ServiceSettings) -> None:
+    from skyloom_lb.admission.config import service_limits
+    from skyloom_lb.endpoints.check import check_endpoints
+    from skyloom_lb.openai.config import service_settings
+    from skyloom_lb.pipeline.registry import check_policy
+
+    where = f"services.{service.name}"
+    check_policy(service.policy, service.options)
+    try:
+        to_wire(service.options)
+    except TypeError as error:
+        raise InvalidRequest(f"{where}.options: {error}; write numbers, text, lists and mappings") from None
+    service_settings(service.name, service.openai)
+    service_limits(service.name, service.limits)
+    _check_numbers(service)
+    header = service.affinity.header
+    if header and not _TOKEN.fullmatch(header):
+        raise InvalidRequest(f"{where}.affinity.header: {header!r} is not a header's name as in x-session-id")
+    check_endpoints(service.endpoints, where)
+
+
+def _check_numbers(service: ServiceSettings) -> None:
+    for part in ("timeouts", "retries", "health"):
+        values = getattr(service, part)
+        for one in dataclasses.fields(values):
+            value = getattr(values, one.name)
+            if isinstance(value, (int, float)):
+                _at_least_0(f"services.{service.name}.{part}.{one.name}", value)
+    if service.retries.attempts < 1:
+        raise InvalidRequest(f"services.{service.name}.retries.attempts: 0 is not at least 1, the first one")
+    probe = service.health.probe_path
+    if probe and not probe.startswith("/"):
+        raise InvalidRequest(f"services.{service.name}.health.probe_path: {probe!r} does not begin with /")
+    if service.health.floor > 1:
+        raise InvalidRequest(
+            f"services.{service.name}.health.floor: {service.health.floor:g} is not a share between 0 and 1"
+        )
+
+
+def _at_least_0(field: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise InvalidRequest(
+            f"{field}: {value:g} is {'below 0' if value < 0 else 'not a number of at least 0'}"
+        )

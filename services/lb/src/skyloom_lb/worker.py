@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import resource
 import socket
 import ssl
@@ -12,33 +13,23 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from skyloom_common.core.errors import InvalidRequest, Unavailable
 from skyloom_lb.balancer import Balancer, MakeFront
 from skyloom_lb.careful.lane import CarefulLane
 from skyloom_lb.endpoints.file import FileSource
 from skyloom_lb.exchange import Closes
 from skyloom_lb.fast.front import FrontConnection
 from skyloom_lb.health.probes import Prober
+from skyloom_lb.listener import Listener
 from skyloom_lb.observe.accesslog import AccessLog
 from skyloom_lb.observe.snapshot import snapshot
 from skyloom_lb.settings import Settings
 
-_BACKLOG = 4096
 _SPARE_FILES = 64
 _NEW_WORTH_IT = 10_000
 _NEW_AT_MOST = 300_000
 """Objects that can be part of cycles, made since the last look and not gone by themselves; some 50 MB."""
 _log = logging.getLogger(__name__)
-
-
-def listen(host: str, port: int, reuse_port: bool) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if reuse_port:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    listener.setblocking(False)
-    return listener
 
 
 def server_tls(settings: Settings) -> ssl.SSLContext | None:
@@ -47,8 +38,23 @@ def server_tls(settings: Settings) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(settings.certfile, settings.keyfile)
+    try:
+        context.load_cert_chain(settings.certfile, settings.keyfile)
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidRequest(
+            f"certfile, keyfile: {settings.certfile} and {settings.keyfile} are not a PEM certificate chain and its key "
+            f"that can be read: {error.strerror or error}"
+        ) from error
     return context
+
+
+def access_log(settings: Settings) -> AccessLog | None:
+    try:
+        return AccessLog(settings.access_log) if settings.access_log else None
+    except OSError as error:
+        raise Unavailable(
+            f"access_log: {settings.access_log} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 def room_for_clients() -> int:
@@ -78,7 +84,7 @@ def collect_garbage(busy: bool) -> None:
 
 class Worker:
     def __init__(self, settings: Settings, make_front: MakeFront | None = None) -> None:
-        log = AccessLog(settings.access_log) if settings.access_log else None
+        log = access_log(settings)
         self.settings = settings
         self.balancer = (
             Balancer(settings, make_front, access_log=log)
@@ -86,13 +92,13 @@ class Worker:
             else Balancer(settings, access_log=log)
         )
         self.balancer.careful = CarefulLane(self.balancer)
-        if not settings.max_connections:
-            self.balancer.max_connections = room_for_clients()
+        self._room = room_for_clients()
+        self.balancer.max_connections = settings.max_connections or self._room
         self.tls = server_tls(settings)
         self.file: FileSource | None = None
         self.redis: Any = None
         self.prober = Prober(self.balancer)
-        self._server: asyncio.Server | None = None
+        self._listener: Listener | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._polled = 0.0
         self._cert_mark = self._mark()
@@ -108,9 +114,10 @@ class Worker:
         self.balancer.after_sweep.append(self._after_sweep)
         self._tasks.append(loop.create_task(self.balancer.sweep_forever()))
         self._tasks.append(loop.create_task(self.prober.run()))
-        self._server = await loop.create_server(
-            lambda: FrontConnection(self.balancer), sock=listener, ssl=self.tls, backlog=_BACKLOG
+        self._listener = Listener(
+            listener, lambda: FrontConnection(self.balancer), lambda: self.tls, self.settings.header_seconds
         )
+        self._listener.start()
 
     async def _start_redis(self) -> None:
         from skyloom_lb.redis_side import RedisSide
@@ -121,28 +128,37 @@ class Worker:
 
     def _after_sweep(self, now: float) -> None:
         collect_garbage(busy=bool(self.balancer.exchanges))
+        if self._listener is not None:
+            self._listener.sweep()
         if self.balancer.access_log is not None:
             self.balancer.access_log.sweep(now)
         if now - self._polled >= 1.0:
             self._polled = now
             if self.file is not None:
                 self.file.poll()
+            self.balancer.forget_left()
             self._reload_certificate()
 
     # --- reload
 
     def configure(self, settings: Settings) -> None:
-        """What may change at run time; the listening addresses, workers and Redis stay as they were started."""
-        self.settings = settings
+        """What may change at run time; `settings.FIXED` stays as it was started."""
         self.balancer.configure(settings)
-        if self.balancer.access_log is not None:
-            self.balancer.access_log.reopen()
+        self.settings = settings
+        self.balancer.max_connections = settings.max_connections or self._room
+        self._reopen_log()
         self._cert_mark = None
         self._reload_certificate()
 
-    def _mark(self) -> tuple[float, float] | None:
-        import os
+    def _reopen_log(self) -> None:
+        """A disk that is full or away keeps nobody from new settings."""
+        if self.balancer.access_log is not None:
+            try:
+                self.balancer.access_log.reopen()
+            except OSError as error:
+                _log.warning("access_log: %s cannot be opened anew: %s", self.settings.access_log, error)
 
+    def _mark(self) -> tuple[float, float] | None:
         try:
             settings = self.settings
             return (
@@ -159,24 +175,35 @@ class Worker:
         if self.tls is None or mark is None or mark == self._cert_mark:
             return
         try:
-            server_tls(self.settings)  # a pair that does not fit must not spoil the context in use
-            self.tls.load_cert_chain(self.settings.certfile, self.settings.keyfile)
+            self.tls = server_tls(self.settings)  # anew: a context keeps a pair of each type of key
             self._cert_mark = mark
-        except (OSError, ssl.SSLError) as error:
+        except (OSError, InvalidRequest) as error:
             _log.warning("the certificate stays what it was: %s", error)
 
     # --- what the admin port asks
 
     def snapshot(self) -> dict[str, Any]:
-        return {**snapshot(self.balancer), "sources": self.troubles(), "eligible": self.eligible()}
+        return {
+            **snapshot(self.balancer),
+            "sources": self.troubles(),
+            "source_trouble": {name: int(bool(one.trouble)) for name, one in self._sources().items()},
+            "reports_lost": self.redis.reports_lost if self.redis is not None else 0,
+            "informed": self.is_informed(),
+            "eligible": self.eligible(),
+        }
+
+    def _sources(self) -> dict[str, Any]:
+        both = {"file": self.file, "redis": self.redis}
+        return {name: one for name, one in both.items() if one is not None}
 
     def troubles(self) -> dict[str, str]:
-        found = {}
-        if self.file is not None and self.file.trouble:
-            found["file"] = self.file.trouble
-        if self.redis is not None and self.redis.trouble:
-            found["redis"] = self.redis.trouble
-        return found
+        return {name: one.trouble for name, one in self._sources().items() if one.trouble}
+
+    def is_informed(self) -> bool:
+        """False while nobody could tell yet where requests go."""
+        return all(one.was_read for one in self._sources().values()) or any(
+            service.backends for service in self.balancer.services.values()
+        )
 
     def eligible(self) -> dict[str, int]:
         return {name: len(service.eligible) for name, service in self.balancer.services.items()}
@@ -185,8 +212,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Drain: no new connection, what runs may finish, then everything is closed."""
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            self._listener.close()
         await self.balancer.drain(self.settings.drain_seconds)
         for task in self._tasks:
             task.cancel()

@@ -1,7 +1,9 @@
 """N processes on one port: a supervisor that serves nothing itself, and workers that share the port by SO_REUSEPORT.
 
-The supervisor keeps the port reserved, starts workers again when they die, passes signals on, and answers the admin port with
-the sum of what its workers count. They talk in JSON lines over a socket pair; a worker whose supervisor is gone drains and ends.
+The supervisor keeps the port reserved, starts workers again when they die, and answers the admin port with the sum of what its
+workers count. It alone reads the settings: a worker gets those that were accepted last, at its start and whenever they change, so
+that a file that is wrong by then can neither open an address nor keep a worker away. They talk in JSON lines over a socket pair
+(never in arguments or environment, which others can read); a worker whose supervisor is gone drains and ends.
 What limits count is in a ledger that all of them map; a dead worker's part of it is cleared.
 """
 
@@ -9,24 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import orjson
 
+from skyloom_common.core.errors import SkyloomError, Unavailable
+from skyloom_common.core.wire import from_wire, to_wire
 from skyloom_lb.admin import admin_app
 from skyloom_lb.admission.ledger import described, inherited, make_ledger
 from skyloom_lb.fronts import make_front
+from skyloom_lb.listener import listen, nobody_listens
+from skyloom_lb.loop import run as run_loop
 from skyloom_lb.observe.snapshot import past, total
 from skyloom_lb.settings import Settings
-from skyloom_lb.worker import Worker, listen, spare_the_collector
+from skyloom_lb.worker import Worker, spare_the_collector
 
 CONTROL = "SKYLOOM_LB_CONTROL_FD"
 LEDGER = "SKYLOOM_LB_LEDGER"
@@ -40,42 +47,59 @@ class Child:
     process: asyncio.subprocess.Process
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    wanted: Settings
+    """What it is to serve with."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     last: dict[str, Any] | None = None
-    missed_reload: bool = False
-    """SIGHUP came before it could hear it."""
+    failed: SkyloomError | None = None
+    """Why it could not start, in its own words."""
     _asked: int = 0
+    _given: Settings | None = None
+
+    def tell(self) -> None:
+        """Asks for its counts; with the question it gets the settings, unless it has them.
+
+        While it starts it hears nothing but its first question: it takes that off the socket before its loop runs.
+        """
+        if self._asked and self.last is None:
+            return
+        self._asked += 1
+        question: dict[str, Any] = {"ask": self._asked}
+        if self._given is not self.wanted:
+            self._given = self.wanted
+            question["settings"] = to_wire(self.wanted)
+        self.writer.write(json.dumps(question).encode() + b"\n")
 
     async def ask(self) -> dict[str, Any] | None:
         """Its counts now; None when it does not answer."""
         async with self.lock:
-            self._asked += 1
             try:
                 async with asyncio.timeout(_ASK_SECONDS):
-                    self.writer.write(b"%d\n" % self._asked)
+                    self.tell()
                     answer = await self._answer()
             except (OSError, TimeoutError):
                 return None
         if answer is None:
             return None
         self.last = answer
-        if self.missed_reload:
-            self.missed_reload = False
-            self.tell(signal.SIGHUP)
+        if self._given is not self.wanted:
+            self.tell()
         return answer
 
     async def _answer(self) -> dict[str, Any] | None:
-        """That to this question: answers to earlier ones may still come."""
-        while line := await self.reader.readline():
-            answer: dict[str, Any] = orjson.loads(line)
-            if answer["ask"] == self._asked:
-                return answer
+        """That to this question: answers to earlier ones may still come. A line that its death cut short is none."""
+        try:
+            while line := await self.reader.readline():
+                answer: dict[str, Any] = orjson.loads(line)
+                if "failed" in answer:
+                    self.failed = SkyloomError.from_wire(answer["failed"])
+                if answer.get("ask") == self._asked:
+                    return answer
+        except ValueError as error:
+            _log.warning("worker %d: an answer cannot be read: %s", self.process.pid, error)
         return None
 
-    def tell(self, number: signal.Signals) -> None:
-        if number is signal.SIGHUP and self.last is None:
-            self.missed_reload = True  # it would end of it
-            return
+    def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
 
@@ -83,38 +107,59 @@ class Child:
 class Supervisor:
     def __init__(self, settings: Settings, arguments: Sequence[str]) -> None:
         self._settings = settings
+        """Those that were accepted last."""
         self._arguments = list(arguments)
         self._children: dict[int, Child] = {}
         self._past: dict[str, Any] = {}
         self._stopping = asyncio.Event()
+        self._failed: SkyloomError | None = None
         self._port = settings.port
         self._ledger, self._ears = make_ledger(settings.workers)
 
     async def run(self) -> int:
-        reserved = listen(self._settings.host, self._settings.port, reuse_port=True)
+        """Raises SkyloomError when the port is taken or no worker can start."""
+        from skyloom_lb.main import Reload, run_admin
+
+        settings = self._settings
+        nobody_listens(settings.host, settings.port)
+        reserved = listen(settings.host, settings.port, reuse_port=True)
         self._port = reserved.getsockname()[1]
+        self._take(settings)
+        reload = Reload(self._arguments, settings, self._take)
+        self._hear(reload.now)
+        admin = await run_admin(settings, admin_app(self._read, self._ready, settings.admin_token))
+        loop = asyncio.get_running_loop()
+        keepers = [loop.create_task(self._keep(index)) for index in range(settings.workers)]
+        keepers += [loop.create_task(self._keep_snapshots()), loop.create_task(reload.watch())]
+        _log.info("%d workers listen on %s:%d", settings.workers, settings.host, self._port)
+        await self._stopping.wait()
+        reserved.close()
+        await self._end(keepers)
+        if admin is not None:
+            await admin.cleanup()
+        if self._failed is not None:
+            raise self._failed
+        return 0
+
+    def _hear(self, reload: Callable[[], None]) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        loop.add_signal_handler(signal.SIGHUP, self._pass_on, signal.SIGHUP)
-        keepers = [loop.create_task(self._keep(index)) for index in range(self._settings.workers)]
-        keepers.append(loop.create_task(self._keep_snapshots()))
-        from skyloom_lb.main import run_admin
+        loop.add_signal_handler(signal.SIGHUP, reload)
 
-        admin = await run_admin(
-            self._settings, admin_app(self._read, self._ready, self._settings.admin_token)
-        )
-        _log.info("%d workers listen on %s:%d", self._settings.workers, self._settings.host, self._port)
-        await self._stopping.wait()
-        reserved.close()
+    async def _end(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         self._pass_on(signal.SIGTERM)
         await self._wait_for_all()
         for keeper in keepers:
             keeper.cancel()
         await asyncio.gather(*keepers, return_exceptions=True)
-        if admin is not None:
-            await admin.cleanup()
-        return 0
+
+    def _take(self, settings: Settings) -> None:
+        """For all workers, and for those that will be started."""
+        self._settings = replace(settings, port=self._port)
+        for child in self._children.values():
+            child.wanted = self._settings
+            child.tell()
 
     async def _keep(self, index: int) -> None:
         """One worker after the other in this place; one that dies at once is started again ever more slowly."""
@@ -122,24 +167,38 @@ class Supervisor:
         while not self._stopping.is_set():
             started = asyncio.get_running_loop().time()
             try:
-                child = await self._start(index)
+                child = self._children[index] = await self._start(index)
             except OSError as error:
-                _log.error("a worker cannot be started: %s", error.strerror or error)
+                self._give_up_or_log(Unavailable(f"a worker cannot be started: {error.strerror or error}"))
                 await asyncio.sleep(1.0)
                 continue
-            self._children[index] = child
             code = await child.process.wait()
-            child.writer.close()
-            self._ledger.clear(index)
-            if self._stopping.is_set():
-                return
-            if child.last is not None:
-                self._past = total([one for one in (self._past, past(child.last)) if one])
-            del self._children[index]
-            _log.error("worker %d ended with %d; another one is started", child.process.pid, code)
+            if child.last is None:
+                await child.ask()  # for its last words
+            self._bury(index, child, code)
             lived = asyncio.get_running_loop().time() - started
             pause = 0.1 if lived > 10 else min(5.0, pause * 2)
             await asyncio.sleep(pause)
+
+    def _bury(self, index: int, child: Child, code: int) -> None:
+        child.writer.close()
+        self._ledger.clear(index)
+        if self._stopping.is_set():
+            return
+        if child.last is None:
+            self._give_up_or_log(child.failed or Unavailable(f"a worker ended with {code} before it served"))
+        else:
+            self._past = total([one for one in (self._past, past(child.last)) if one])
+            _log.error("worker %d ended with %d; another one is started", child.process.pid, code)
+        del self._children[index]
+
+    def _give_up_or_log(self, error: SkyloomError) -> None:
+        """What keeps the first worker from starting keeps all of them; later on it may pass."""
+        if self._past or any(child.last for child in self._children.values()):
+            _log.error("%s; another worker is started", error.message)
+            return
+        self._failed = error
+        self._stopping.set()
 
     async def _start(self, index: int) -> Child:
         ours, theirs = socket.socketpair()
@@ -149,18 +208,17 @@ class Supervisor:
                 sys.executable,
                 "-m",
                 "skyloom_lb.workers",
-                *self._arguments,
-                "--port",
-                str(self._port),
                 pass_fds=(theirs.fileno(), *fds),
                 env={**os.environ, CONTROL: str(theirs.fileno()), LEDGER: ledger},
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LIMIT)
-        return Child(process, reader, writer)
+        child = Child(process, reader, writer, self._settings)
+        child.tell()
+        return child
 
     def _pass_on(self, number: signal.Signals) -> None:
         for child in self._children.values():
-            child.tell(number)
+            child.signal(number)
 
     async def _wait_for_all(self) -> None:
         """They drain by themselves; who does not end is killed a little after the bound."""
@@ -199,25 +257,25 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
     return asyncio.run(run())
 
 
-async def work(settings: Settings, arguments: Sequence[str]) -> int:
-    """One worker, told by the socket it inherited."""
-    from skyloom_lb.main import Reload
-
+async def work(settings: Settings, control: socket.socket) -> int:
+    """One worker. Its first answer says that it serves."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=int(os.environ[CONTROL])))
     ledger = inherited(os.environ[LEDGER])
     worker = Worker(settings, partial(make_front, ledger=ledger))
-    reload = Reload(arguments, worker)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    loop.add_signal_handler(signal.SIGHUP, reload.now)
     await worker.start(listen(settings.host, settings.port, reuse_port=True))
-    worker.balancer.after_sweep.append(reload.look)
+    reader, writer = await asyncio.open_connection(sock=control, limit=_LIMIT)
+    writer.write(_counts(worker, 1))
     talk = loop.create_task(_talk(worker, reader, writer, stop))
     await stop.wait()
     await worker.stop()
     talk.cancel()
     return 0
+
+
+def _counts(worker: Worker, ask: int) -> bytes:
+    return orjson.dumps({**worker.snapshot(), "ask": ask}) + b"\n"
 
 
 async def _talk(
@@ -226,21 +284,47 @@ async def _talk(
     """Until the supervisor is gone, however it went: with an answer unread its end is a reset."""
     try:
         while line := await reader.readline():
-            writer.write(orjson.dumps({**worker.snapshot(), "ask": int(line)}) + b"\n")
-    except ConnectionError:
+            question = json.loads(line)
+            if "settings" in question:
+                _take(worker, question["settings"])
+            writer.write(_counts(worker, question["ask"]))
+    except (ConnectionError, ValueError):
         _log.warning("the supervisor is gone")
     finally:
         stop.set()
 
 
-def _main() -> int:
-    from skyloom_lb import settings as settings_module
+def _take(worker: Worker, settings: dict[str, Any]) -> None:
+    """What goes wrong here must not end the talk, and with it the worker."""
+    try:
+        worker.configure(from_wire(Settings, settings, strict=True))
+    except Exception:
+        _log.exception("new settings were not taken, or not all of them")
 
+
+def _main() -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor's business
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s[%(process)d]: %(message)s"
     )
     spare_the_collector()
-    return asyncio.run(work(settings_module.load(sys.argv[1:], os.environ), sys.argv[1:]))
+    control = socket.socket(fileno=int(os.environ[CONTROL]))
+    line = control.makefile("rb").readline()
+    if not line:
+        return 1  # the supervisor is gone
+    settings = from_wire(Settings, json.loads(line)["settings"], strict=True)
+    try:
+        return run_loop(work(settings, control), settings.event_loop)
+    except SkyloomError as error:
+        _say_why(control, error)
+    except OSError as error:
+        _say_why(control, Unavailable(f"a worker cannot start: {error.strerror or error}"))
+    return 1
+
+
+def _say_why(control: socket.socket, error: SkyloomError) -> None:
+    with contextlib.suppress(OSError):
+        control.sendall(orjson.dumps({"failed": error.to_wire()}) + b"\n")
 
 
 if __name__ == "__main__":

@@ -12,37 +12,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.wire import from_wire
-from skyloom_lb.endpoints.url import parse_url
-from skyloom_lb.settings import DEFAULT_SERVICE, endpoint_mappings
+from skyloom_lb.endpoints.check import check_endpoints
+from skyloom_lb.settings import DEFAULT_SERVICE, endpoint_mappings, parse_yaml
 
 _log = logging.getLogger(__name__)
-Apply = Callable[[str, Sequence[Endpoint]], None]
+Apply = Callable[[str, Sequence[Endpoint] | None], None]
+"""A service and its endpoints as the source knows them now; None = the source names it no more."""
 
 
 def parse_endpoints(text: str, where: str) -> dict[str, tuple[Endpoint, ...]]:
     """Raises InvalidRequest naming what is wrong."""
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InvalidRequest(f"{where}: is neither YAML nor JSON: {error}") from error
+    data = parse_yaml(text, where)
+    if data is None:
+        raise InvalidRequest(f"{where}: is empty; write [] for no endpoints")
     if isinstance(data, dict) and isinstance(data.get("services"), dict):
         return {str(name): _endpoints(rows, f"{where}: {name}") for name, rows in data["services"].items()}
-    return {DEFAULT_SERVICE: _endpoints(data if data is not None else [], where)}
+    return {DEFAULT_SERVICE: _endpoints(data, where)}
 
 
 def _endpoints(rows: Any, where: str) -> tuple[Endpoint, ...]:
     found = tuple(from_wire(Endpoint, row, strict=True) for row in endpoint_mappings(rows, where))
-    for one in found:
-        parse_url(one.url)
-        if one.weight <= 0:
-            raise InvalidRequest(f"{where}: {one.id}: weight {one.weight:g} is not above 0")
-    if len({one.id for one in found}) != len(found):
-        raise InvalidRequest(f"{where}: two endpoints have the same id")
+    check_endpoints(found, where)
     return found
 
 
@@ -52,6 +45,8 @@ class FileSource:
     def __init__(self, path: str, apply: Apply) -> None:
         self.path = Path(path)
         self.trouble = ""
+        self.was_read = False
+        """At least once, and then it was right."""
         self._apply = apply
         self._seen: tuple[int, int, int] | None = None
         self._services: set[str] = set()
@@ -65,6 +60,7 @@ class FileSource:
             self._take(parse_endpoints(self.path.read_text(encoding="utf-8"), str(self.path)))
             self._seen = mark
             self.trouble = ""
+            self.was_read = True
         except (OSError, UnicodeDecodeError, InvalidRequest) as error:
             words = f"{self.path}: {error}"
             if words != self.trouble:
@@ -75,5 +71,5 @@ class FileSource:
         for name, endpoints in services.items():
             self._apply(name, endpoints)
         for name in self._services - set(services):
-            self._apply(name, ())
+            self._apply(name, None)
         self._services = set(services)

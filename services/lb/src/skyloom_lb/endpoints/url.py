@@ -18,7 +18,8 @@ class Address:
 
 
 def parse_url(url: str) -> Address:
-    wrong = InvalidRequest(f"endpoint {url!r}: the form is http://HOST:PORT or https://HOST[:PORT][/PATH]")
+    shown = url.rpartition("@")[2] if "@" in url else url  # what is before it may be a password
+    wrong = InvalidRequest(f"endpoint {shown!r}: the form is http://HOST:PORT or https://HOST[:PORT][/PATH]")
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -36,6 +36,18 @@ class LbCollector(Collector):
             (),
             [((), data.get("log_dropped", 0))],
         )
+        yield _gauge(
+            "skyloom_lb_source_trouble",
+            "1 while a source of endpoints is away or wrong in any worker.",
+            ("source",),
+            [((name,), float(count > 0)) for name, count in data.get("source_trouble", {}).items()],
+        )
+        yield _counter(
+            "skyloom_lb_load_reports_lost",
+            "Load reports that Redis did not take.",
+            (),
+            [((), data.get("reports_lost", 0))],
+        )
         yield from _of_services(services)
         yield from _of_endpoints(services)
         yield from _of_labels("model", data["models"])
@@ -86,7 +98,10 @@ def _histogram(
 def _of_services(services: Mapping[str, Any]) -> Iterable[Metric]:
     rows = list(services.items())
     yield _gauge(
-        "skyloom_lb_in_flight", "Requests being served.", ("service",), [((n,), s["active"]) for n, s in rows]
+        "skyloom_lb_in_flight",
+        "Requests being served.",
+        ("service",),
+        [((name,), service["active"] - service["waiting"]) for name, service in rows],
     )
     yield _gauge(
         "skyloom_lb_queued",
@@ -120,19 +135,20 @@ def _of_services(services: Mapping[str, Any]) -> Iterable[Metric]:
 def _of_endpoints(services: Mapping[str, Any]) -> Iterable[Metric]:
     labels = ("service", "endpoint")
     rows = [((n, id), row) for n, s in services.items() for id, row in s["endpoints"].items()]
+    there = [(names, row) for names, row in rows if "state" in row]
     for field, words in (
         ("in_flight", "Attempts running on the endpoint."),
         ("idle_connections", "Kept-alive connections to it."),
         ("effective_weight", "Its weight, as slow start and floor leave it."),
     ):
         yield _gauge(
-            f"skyloom_lb_endpoint_{field}", words, labels, [(names, row[field]) for names, row in rows]
+            f"skyloom_lb_endpoint_{field}", words, labels, [(names, row[field]) for names, row in there]
         )
     yield _gauge(
         "skyloom_lb_endpoint_state",
         "1 for the state the endpoint is in.",
         (*labels, "state"),
-        [((*names, state), float(row["state"] == state)) for names, row in rows for state in STATES],
+        [((*names, state), float(row["state"] == state)) for names, row in there for state in STATES],
     )
     for field, words in (
         ("attempts", "Attempts sent to it."),

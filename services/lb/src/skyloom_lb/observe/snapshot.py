@@ -9,7 +9,18 @@ if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
 
 _NOT_SUMMED = frozenset(
-    ("state", "reason", "url", "weight", "latency_ewma", "known_good", "draining", "healthy", "ask")
+    (
+        "state",
+        "reason",
+        "url",
+        "weight",
+        "latency_ewma",
+        "known_good",
+        "draining",
+        "healthy",
+        "informed",
+        "ask",
+    )
 )
 
 
@@ -93,17 +104,22 @@ def _counts(extra: dict[str, Any]) -> dict[str, Any]:
 
 
 def past(one: dict[str, Any]) -> dict[str, Any]:
-    """What a worker that is gone leaves behind: its counts, none of what it was doing."""
-    gone = {**one, "connections": 0, "sources": {}, "limits": "", "extra": _counts(one.get("extra", {}))}
+    """What a worker that is gone leaves behind: its counts, none of what it was doing. An endpoint without a state is one that
+    no living worker has."""
+    gone = {**one, "connections": 0, "extra": _counts(one.get("extra", {})), "limits": ""}
+    gone |= {"sources": {}, "source_trouble": {}, "eligible": {}}
     gone["services"] = {
         name: {
             **service,
             "active": 0,
             "waiting": 0,
-            "endpoints": {
-                id: {**row, "in_flight": 0, "idle_connections": 0} for id, row in service["endpoints"].items()
-            },
+            "endpoints": {id: {"stats": row["stats"]} for id, row in service["endpoints"].items()},
         }
         for name, service in one["services"].items()
     }
     return gone
+
+
+def living(service: dict[str, Any]) -> dict[str, Any]:
+    """Endpoints that a living worker has."""
+    return {id: row for id, row in service["endpoints"].items() if "state" in row}
