@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.admission import keys as keys_module
 from skyloom_lb.admission.config import Limits
 from skyloom_lb.admission.keys import KeyStore, parse_keys
+from skyloom_lb.openai.config import front_settings, secret_of, service_settings
 
 
 def entry(secret: str, name: str = "a", **fields: Any) -> dict[str, Any]:
@@ -88,6 +90,47 @@ def test_wrong_entries_are_named(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidRequest, match=words) as error:
         parse_keys({"keys": [wrong]}, Limits())
     assert "sk-secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"keys": ["sky-RAW"]}, r"keys file.keys\[0\]: what is there is not a KeyEntry mapping"),
+        ({"keys": [{"sky-RAW": 1}]}, r"keys file.keys\[0\].…: unknown field"),
+        ({"sky-RAW": []}, "unknown field"),
+        ({"keys": "sky-RAW"}, "keys file.keys: what is there is not a list"),
+        ({"keys": [entry("s", models="sky-RAW")]}, "models: what is there is not a list"),
+        ({"keys": [entry("s", limits="sky-RAW")]}, "limits: what is there is not a Limits mapping"),
+        ({"keys": [entry("s", limits={"sky-RAW": 1})]}, r"limits.…: unknown field"),
+        ({"keys": [entry("s", expires="sky-RAW")]}, "expires"),
+        ({"keys": [entry("s", scopes=["sky-RAW"])]}, "scopes"),
+        ({"keys": [{"name": "a", "sha256": "sky-RAW"}]}, "sha256"),
+        ({"keys": [{"name": "a"}]}, r"keys\[0\].sha256: missing"),
+    ],
+)
+def test_a_secret_in_the_wrong_place_is_not_shown(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as error:
+        parse_keys(wrong, Limits())
+    assert "RAW" not in str(error.value) and "RAW" not in str(error.value.details)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: front_settings({"keys_file": ["sky-RAW"]}),
+        lambda: front_settings({"models": "sky-RAW"}),
+        lambda: front_settings({"sky-RAW": 1}),
+        lambda: service_settings("s", {"external": "sky-RAW"}),
+        lambda: service_settings("s", {"usage": "sky-RAW"}),
+        lambda: service_settings("s", {"continuation": "sky-RAW"}),
+        lambda: secret_of(service_settings("s", {"api_key_env": "sky-RAW"}), {}),
+        lambda: secret_of(service_settings("s", {"api_key_file": "sky-RAW"}), {}),
+    ],
+)
+def test_a_providers_key_in_the_wrong_place_is_not_shown(read: Callable[[], object]) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        read()
+    assert "RAW" not in str(error.value) and "RAW" not in str(error.value.details)
 
 
 def test_the_file_is_read_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

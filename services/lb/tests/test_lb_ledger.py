@@ -10,15 +10,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 
 from skyloom_lb.admission import ledger as ledgers
 from skyloom_lb.admission.admission import Admission
 from skyloom_lb.admission.config import Limits, ServiceLimits
-from skyloom_lb.admission.ledger import ACTIVE, QUEUED, REQUESTS, WANTS, Ledger, inherited, make_ledger
+from skyloom_lb.admission.ledger import ACTIVE, QUEUED, REQUESTS, WANTS, Ledger, Lock, inherited, make_ledger
 from skyloom_lb.exchange import Outcome, Permit, Refusal
+from skyloom_lb.settings import Settings
+from skyloom_lb.workers import Supervisor
 
 
 class Service:
@@ -340,8 +344,87 @@ def test_processes_take_turns_exactly_and_a_killed_one_is_cleared(machine: Machi
     assert machine.total("service:s", ACTIVE) == 0
 
 
+class Contended:
+    """A lock that somebody else has for so many tries, and the time that waiting for it takes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, tries: float) -> None:
+        self.tries = tries
+        self.now = self.waited = 0.0
+        monkeypatch.setattr(
+            ledgers, "fcntl", SimpleNamespace(lockf=self._lockf, LOCK_UN=fcntl.LOCK_UN, LOCK_EX=fcntl.LOCK_EX)
+        )
+        monkeypatch.setattr(ledgers, "time", SimpleNamespace(sleep=self._sleep, monotonic=lambda: self.now))
+        self.lock = Lock(-1)
+
+    def _lockf(self, fd: int, how: int) -> None:
+        if how != fcntl.LOCK_UN and self.tries > 0:
+            self.tries -= 1
+            raise BlockingIOError
+
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.waited += seconds
+
+    def enter(self) -> None:
+        self.now += 0.001
+        with self.lock:
+            pass
+
+
+def test_a_holder_that_waits_for_a_processor_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    contended = Contended(monkeypatch, 900)
+    contended.enter()
+    assert contended.lock.missed == 0 and contended.tries == 0
+
+
+def test_a_stopped_holder_costs_a_few_per_cent(monkeypatch: pytest.MonkeyPatch) -> None:
+    contended = Contended(monkeypatch, float("inf"))
+    for _ in range(30_000):
+        contended.enter()
+    assert contended.lock.missed == 30_000
+    assert 0 < contended.waited < 0.04 * contended.now
+
+
+def test_a_lock_that_came_back_is_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    contended = Contended(monkeypatch, float("inf"))
+    contended.enter()
+    assert contended.lock.missed == 1
+    contended.tries = 0
+    contended.enter()
+    contended.tries = 3
+    contended.enter()
+    assert contended.lock.missed == 1, "nobody is stopped any more: three tries are just a neighbour"
+
+
+async def test_the_supervisor_clears_the_columns_of_a_worker_that_died(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Before another one has its place: the others may have what it held at once."""
+    supervisor = Supervisor(Settings(workers=2), ())
+    ledger = supervisor._ledger
+    rows = [Ledger(ledger.fd, 2, index, ledger.bells).row("service:s") for index in range(2)]
+    for row in rows:
+        assert row is not None
+        row.set(ACTIVE, 3)
+        row.set(WANTS, 2)
+
+    def die() -> int:
+        supervisor._stopping.set()
+        return -9
+
+    dead = Mock(last=None, ask=AsyncMock(return_value=None))
+    dead.process.wait = AsyncMock(side_effect=die)
+    monkeypatch.setattr(supervisor, "_start", AsyncMock(return_value=dead))
+    await supervisor._keep(1)
+    assert rows[0] is not None
+    assert (rows[0].total(ACTIVE), rows[0].total(WANTS)) == (3, 2), "that of the living one alone"
+    assert os.read(supervisor._ears[0], 9) == b"\0", "and it was told"
+    for fd in (ledger.fd, *ledger.bells, *supervisor._ears):
+        os.close(fd)
+
+
 @pytest.mark.integration
-def test_a_stopped_holder_of_the_lock_stops_nobody(machine: Machine) -> None:
+def test_a_stopped_holder_of_the_lock_stops_nobody(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = subprocess.Popen(
         [
             sys.executable,
@@ -354,11 +437,14 @@ def test_a_stopped_holder_of_the_lock_stops_nobody(machine: Machine) -> None:
     )
     assert holder.stdout is not None
     holder.stdout.readline()
-    started = time.monotonic()
+    naps: list[float] = []
+    sleep = time.sleep
+    counted = SimpleNamespace(sleep=lambda one: (naps.append(one), sleep(one)), monotonic=lambda: 0.0)
+    monkeypatch.setattr(ledgers, "time", counted)
     for _ in range(50):
         with machine.workers[0].lock:
             pass
-    assert time.monotonic() - started < 1.0
+    assert len(naps) <= 1000, "the first one waits, the others do not"
     assert machine.workers[0].lock.missed == 50
     holder.kill()
     holder.communicate()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from typing import Any
@@ -15,6 +16,7 @@ from skyloom_lb.admission.admission import Admission
 from skyloom_lb.admission.buckets import Bucket
 from skyloom_lb.admission.config import Limits, ServiceLimits
 from skyloom_lb.admission.fair import MAX_COST, FairQueue
+from skyloom_lb.admission.ledger import QUEUED, Ledger, make_ledger
 from skyloom_lb.exchange import FREE, Outcome, Permit, Refusal
 from skyloom_lb.retries import MOST_DEATHS, MOST_IN_VAIN, PATIENCE_SECONDS, Comeback
 
@@ -111,6 +113,27 @@ def test_a_key_that_may_not_is_passed_over() -> None:
     assert queue.pop(lambda key: key == "b") == "b0"
     assert queue.pop(lambda key: key == "b") is None
     assert queue.pop() == "a0" and len(queue) == 0
+
+
+def test_a_class_that_was_held_saves_nothing_up() -> None:
+    """`held` is at its own limit all the time; when another key of its class comes, the higher class still gets its turns."""
+    queue: FairQueue[tuple[str, int]] = FairQueue()
+    classes = {"held": 0, "late": 0, "high": 1}
+    for number, name in enumerate(("held", "high") * 20):
+        queue.push((name, number), name, classes[name])
+    for number in range(100, 2100):
+        item = queue.pop(lambda key: key != "held")
+        assert item is not None
+        queue.push((item[0], number), item[0], classes[item[0]])
+    for number in range(3000, 3020):
+        queue.push(("late", number), "late", 0)
+    served = Counter[str]()
+    for number in range(4000, 4100):
+        item = queue.pop(lambda key: key != "held")
+        assert item is not None
+        served[item[0]] += 1
+        queue.push((item[0], number), item[0], classes[item[0]])
+    assert 70 <= served["high"] <= 90 and served["late"] >= 10
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,6 +253,21 @@ async def test_tokens_are_estimated_and_corrected() -> None:
     assert isinstance(refused, Refusal) and "1000 tokens a minute" in refused.message
 
 
+@pytest.mark.parametrize("ended", [0.0, 1.0])
+@pytest.mark.parametrize("of", ["key", "service"])
+async def test_an_estimate_beyond_the_bucket_gives_back_no_more_than_it_took(of: str, ended: float) -> None:
+    """Also when the bucket has grown in the meantime."""
+    one = admission(tokens_per_minute=1000 if of == "service" else 0)
+    key = one.key("k", Limits(tokens_per_minute=1000 if of == "key" else 0))
+    permit: Any = await settle(one.admit(Service(), key, 0, 100_000, None))
+    bucket = key.tokens if of == "key" else one._services["s"].tokens
+    assert bucket is not None and bucket.local.peek(1000.0) == 0
+    one.configure({"s": ServiceLimits(tokens_per_minute=5000 if of == "service" else 0)})
+    one.key("k", Limits(tokens_per_minute=5000 if of == "key" else 0))
+    permit.release(outcome(ended=ended, prompt_tokens=900 if ended else 0))
+    assert bucket.local.peek(1000.0) == (100 if ended else 1000)
+
+
 async def test_a_refused_request_costs_nothing() -> None:
     one = admission(tokens_per_minute=10)
     key = one.key("k", Limits(requests_per_minute=1))
@@ -249,6 +287,70 @@ async def test_the_queue_is_bounded_and_has_a_deadline() -> None:
     assert isinstance(late, Refusal) and late.status == 503
     first.release(outcome())  # type: ignore[union-attr]
     assert set(one.counts().values()) == {0}
+
+
+async def crowd(one: Admission, key: Any, count: int, priority: int = 0) -> list[asyncio.Future[Any]]:
+    tasks = [
+        asyncio.ensure_future(settle(one.admit(Service(), key, priority, 0, None))) for _ in range(count)
+    ]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_one_key_does_not_fill_the_queue_against_the_others() -> None:
+    one = admission(concurrency=1, queue=4)
+    greedy, modest = one.key("greedy", Limits(concurrency=9)), one.key("modest", Limits(concurrency=9))
+    first: Any = await settle(one.admit(Service(), one.nobody, 0, 0, None))
+    waits = await crowd(one, greedy, 4)
+    late = await crowd(one, modest, 3)
+    refused = [await waits[number] for number in (3, 2)]
+    assert [(each.status, bool(each.retry_after)) for each in refused] == [(503, True)] * 2
+    assert not waits[0].done() and not waits[1].done()
+    assert late[2].done() and (await late[2]).status == 503, "two each are as many as there is room for"
+    first.release(outcome())
+    for waiting in asyncio.as_completed((*late[:2], *waits[:2])):
+        (await waiting).release(outcome())
+    assert set(one.counts().values()) == {0}
+
+
+async def test_room_is_made_where_it_hurts_least() -> None:
+    one = admission(concurrency=1, queue=5)
+    keys = [one.key(name, Limits(concurrency=9)) for name in ("high", "low", "new")]
+    first: Any = await settle(one.admit(Service(), one.nobody, 0, 0, None))
+    high = await crowd(one, keys[0], 3, 1)
+    low = await crowd(one, keys[1], 2)
+    (late,) = await crowd(one, keys[2], 1)
+    assert (await low[1]).status == 503 and not any(each.done() for each in (*high, low[0], late))
+    first.release(outcome())
+    for waiting in asyncio.as_completed((*high, low[0], late)):
+        (await waiting).release(outcome())
+    assert set(one.counts().values()) == {0}
+
+
+async def test_room_in_a_queue_of_several_workers_is_made_in_ones_own_part() -> None:
+    ledger, ears = make_ledger(2)
+    both = [
+        Admission(clock=Clock(), ledger=Ledger(ledger.fd, 2, index, ledger.bells, ear))
+        for index, ear in enumerate(ears)
+    ]
+    greedy, modest = [], []
+    for one in both:
+        one.configure({"s": ServiceLimits(concurrency=1, queue=4)})
+        greedy.append(one.key("greedy", Limits(concurrency=9)))
+        modest.append(one.key("modest", Limits(concurrency=9)))
+    first: Any = await settle(both[0].admit(Service(), both[0].nobody, 0, 0, None))
+    waits = await crowd(both[0], greedy[0], 4)
+    elsewhere = await crowd(both[1], modest[1], 1)
+    assert (await elsewhere[0]).status == 503, "nobody of this worker could make room"
+    late = await crowd(both[0], modest[0], 1)
+    assert (await waits[3]).status == 503 and not late[0].done()
+    assert ledger.row("service:s").total(QUEUED) == 4  # type: ignore[union-attr]
+    first.release(outcome())
+    for waiting in asyncio.as_completed((*late, *waits[:3])):
+        (await waiting).release(outcome())
+    assert set(both[0].counts().values()) == {0}
+    for fd in (ledger.fd, *ears, *ledger.bells):
+        os.close(fd)
 
 
 async def test_a_key_at_its_own_limit_does_not_hold_up_others() -> None:

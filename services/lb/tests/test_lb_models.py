@@ -12,17 +12,20 @@ import yaml
 
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.openai.config import Price, front_settings, secret_of, service_settings
+from skyloom_lb.openai.form import any_model, named, the_model, with_model
 from skyloom_lb.openai.models import Model, ModelTable, Served
 from skyloom_lb.openai.request import (
     BadRequest,
     Kind,
+    choices_of,
     estimate,
-    form_model,
+    kind_of,
     model_of,
     parse,
+    plain_path,
     prompt_bytes,
+    stream_of,
     with_fields,
-    with_form_model,
 )
 from skyloom_lb.openai.usage import Tail, Usage, usage_in
 
@@ -54,7 +57,7 @@ def test_names_and_aliases() -> None:
     assert one.find("small") is one.find("gpt-4o-mini") is not None
     assert one.find("gpt-5") is None and one.find("") is None
     assert [model.name for model in one.names()] == ["small"]
-    assert one.aliases(found(one, "small")) == ["gpt-4o-mini"]
+    assert one.by_alias() == {"gpt-4o-mini": one.find("small")}
 
 
 def test_weights_share_the_requests_and_the_rest_is_a_fallback() -> None:
@@ -65,6 +68,15 @@ def test_weights_share_the_requests_and_the_rest_is_a_fallback() -> None:
     assert [(one.service, one.model) for one in model.after(first)] == [
         ("v2", "tiny-2"), ("big", "llama"), ("outside", "gpt"),
     ]  # fmt: skip
+
+
+def test_a_models_price_is_its_own_or_that_of_whoever_answers() -> None:
+    price = Price(1.0)
+    one = table(
+        {"models": {"m": {"to": [{"service": "a"}], "fallbacks": [{"service": "b"}]}}},
+        (Served("a", price=price), Served("b")),
+    )
+    assert found(one, "m").price is None and found(table(), "small").price == Price(1.0, 2.0)
 
 
 def test_a_weight_of_nothing_gets_nothing() -> None:
@@ -140,8 +152,125 @@ def test_a_model_is_a_string() -> None:
 
 def test_a_form_has_a_model_too() -> None:
     body = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n--x--\r\n'
-    assert form_model(body) == "whisper-1" and form_model(b"--x") == ""
-    assert form_model(with_form_model(body, "other")) == "other"
+    for find in (any_model, lambda body: the_model(b"multipart/form-data; boundary=x", body)):
+        assert named(body, find(body)) == "whisper-1"
+        changed = with_model(body, find(body), "other")
+        assert named(changed, find(changed)) == "other"
+    assert named(b"--x", any_model(b"--x")) == "" and with_model(b"--x", None, "other") == b"--x"
+
+
+FORM = b"multipart/form-data; boundary=XX"
+MODEL = b'Content-Disposition: form-data; name="model"'
+FILE = b'Content-Disposition: form-data; name="file"; filename="a b.wav"\r\nContent-Type: audio/wav\r\n\r\n\r\n\0-'
+
+
+def form(*parts: bytes, end: bytes = b"--XX--\r\n") -> bytes:
+    return b"".join(b"--XX\r\n" + part + b"\r\n" for part in parts) + end
+
+
+@pytest.mark.parametrize(
+    ("body", "model"),
+    [
+        (form(MODEL + b"\r\n\r\nm1", FILE), "m1"),
+        (form(FILE, MODEL + b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 2\r\n\r\nm1"), "m1"),
+        (form(b"content-disposition:form-data;name=model\r\n\r\nm1", end=b"--XX--"), "m1"),
+        (form(FILE), ""),
+        (form(b'Content-Disposition: form-data; name="prompt"\r\n\r\nname="model"\r\n\r\nm2', MODEL + b"\r\n\r\nm1"), "m1"),
+        (form(b"Content-Disposition: form-data; name=\"f\"; filename=\"x\"; filename*=utf-8''x\r\n\r\nx"), ""),
+    ],
+)  # fmt: skip
+def test_a_plain_form(body: bytes, model: str) -> None:
+    assert named(body, the_model(FORM, body)) == model
+    assert named(body, the_model(b'multipart/form-data; boundary="XX"', body)) == model
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        (form(MODEL + b"\r\n\r\nm1", MODEL + b"\r\n\r\nm2"), "there twice"),
+        (form(MODEL + b"; x=1\r\n\r\nm1"), "Content-Disposition"),
+        (form(b'Content-Disposition: form-data; NAME="model"\r\n\r\nm1'), "Content-Disposition"),
+        (form(MODEL + b'; filename="x"\r\n\r\nm1'), "plain text"),
+        (form(MODEL + b'; name="file"\r\n\r\nm1'), "Content-Disposition"),
+        (form(b'Content-Disposition: form-data; name="f"; filename="a\\"; name=\\"model"\r\n\r\nm1'), "Content-Disposition"),
+        (form(b'Content-Disposition: form-data; name*=utf-8\'\'model\r\n\r\nm1'), "Content-Disposition"),
+        (form(b'Content-Disposition: form-data;\r\n name="model"\r\n\r\nm1'), "folded"),
+        (form(b'Content-Disposition: form-data; name="f"\r\n' + MODEL + b"\r\n\r\nm1"), "there twice"),
+        (form(MODEL + b"\r\nContent-Transfer-Encoding: base64\r\n\r\nbTI="), "plain text"),
+        (form(MODEL + b"\r\nContent-Type: text/plain; charset=utf-16\r\n\r\nm1"), "plain text"),
+        (form(MODEL + b"\r\n\r\n m1"), "not a name"),
+        (form(MODEL + b"\r\n\r\nm1\r\n"), "not a name"),
+        (form(MODEL + b"\r\n\r\n"), "not a name"),
+        (form(MODEL), "headers"),
+        (form(b"\r\nm1"), "headers"),
+        (form(MODEL + b"\r\n\r\nm1", end=b""), "end with"),
+        (form(MODEL + b"\r\n\r\nm1", end=b"--XX-- \r\n"), "more after its end"),
+        (form(MODEL + b"\r\n\r\nm1", end=b"--XX--\r\n--XX\r\n"), "within a part"),
+        (b"\r\n" + form(MODEL + b"\r\n\r\nm1"), "begin with"),
+        (form(MODEL + b"\r\n\r\nm1").replace(b"\r\n", b"\n"), "begin with"),
+        (form(FILE + b"\n--XX\n" + MODEL + b"\n\nm2\n", MODEL + b"\r\n\r\nm1"), "within a part"),
+        (form(FILE + b"\r\n--XX \r\n" + MODEL + b"\r\n\r\nm2", MODEL + b"\r\n\r\nm1"), "end with"),
+        (b'{"model": "m1"}', "begin with"),
+        (b"", "begin with"),
+    ],
+)  # fmt: skip
+def test_a_form_with_two_readings_is_refused(body: bytes, why: str) -> None:
+    with pytest.raises(BadRequest, match=why):
+        the_model(FORM, body)
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [b"multipart/mixed; boundary=XX", b"multipart/form-data", b"multipart/form-data; boundary=YY; boundary=XX",
+     b"multipart/form-data; boundary=XX,YY",     b"multipart/form-data; boundary=XX; charset=utf-16", b"multipart/form-data; boundary=X X"],
+)  # fmt: skip
+def test_a_form_whose_type_has_two_readings_is_refused(content_type: bytes) -> None:
+    with pytest.raises(BadRequest, match="Content-Type"):
+        the_model(content_type, form(MODEL + b"\r\n\r\nm1"))
+
+
+def test_stream_is_true_or_false() -> None:
+    assert stream_of({"stream": True}) and not stream_of({"stream": False})
+    assert not stream_of({}) and not stream_of({"stream": None})
+    for wrong in (1, 0, "true", "", [], 1.0):
+        with pytest.raises(BadRequest) as refused:
+            stream_of({"stream": wrong})
+        assert refused.value.param == "stream"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "count"),
+    [
+        (Kind.CHAT, {}, 1),
+        (Kind.CHAT, {"n": 3}, 3),
+        (Kind.CHAT, {"n": 0}, 1),
+        (Kind.CHAT, {"n": -2}, 1),
+        (Kind.CHAT, {"n": "3"}, 1),
+        (Kind.CHAT, {"n": True}, 1),
+        (Kind.CHAT, {"n": 2, "prompt": ["a", "b"]}, 2),
+        (Kind.COMPLETIONS, {"prompt": "abc"}, 1),
+        (Kind.COMPLETIONS, {"prompt": []}, 1),
+        (Kind.COMPLETIONS, {"prompt": ["a"]}, 1),
+        (Kind.COMPLETIONS, {"prompt": ["a", "b"], "n": 2}, 4),
+        (Kind.COMPLETIONS, {"prompt": [1, 2, 3]}, 1),
+        (Kind.COMPLETIONS, {"prompt": [[1, 2], [3], [4]]}, 3),
+    ],
+)
+def test_how_many_answers_are_asked_for(kind: Kind, data: dict[str, Any], count: int) -> None:
+    assert choices_of(kind, data) == count
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (b"/v1/chat/completions/", Kind.CHAT),
+        (b"//v1/completions", Kind.COMPLETIONS),
+        (b"/%76%31/embeddings", Kind.EMBEDDINGS),
+        (b"/v1/messages", Kind.OTHER),
+    ],
+)
+def test_a_path_is_known_however_it_is_written(path: bytes, kind: Kind) -> None:
+    assert kind_of(plain_path(path)) is kind
 
 
 @pytest.mark.parametrize(
@@ -150,7 +279,10 @@ def test_a_form_has_a_model_too() -> None:
         (Kind.CHAT, {"messages": [{"role": "user", "content": "x" * 400}], "max_tokens": 10}, 100, 130),
         (Kind.CHAT, {"messages": [], "n": 3, "max_completion_tokens": 100}, 300, 330),
         (Kind.COMPLETIONS, {"prompt": "x"}, 256, 270),
+        (Kind.COMPLETIONS, {"prompt": ["x"] * 10, "max_tokens": 5}, 50, 80),
         (Kind.EMBEDDINGS, {"input": ["x" * 4000]}, 1000, 1010),
+        (Kind.OTHER, {"model": "m", "messages": [], "max_tokens": 50}, 50, 70),
+        (Kind.OTHER, {"model": "m", "documents": ["x" * 400]}, 0, 0),
         (
             Kind.CHAT,
             {
@@ -206,6 +338,9 @@ def test_the_prompt_begins_where_it_begins() -> None:
         (b'{"usage":{"prompt_tokens":1,"completion_tokens":1},"x":{"usage":null}}', Usage(1, 1)), (b"[]", None),
         (b'{"usage":null}', None), (b'{"usage":{"prompt_tokens":', None), (b"", None), (b'"usage"', None),
         (b'{"usage":{"prompt_tokens":-5,"completion_tokens":"x"}}', None),
+        (b'{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":1099511627776}}', None),
+        (b'{"usage":{"prompt_tokens":true,"completion_tokens":1.5,"total_tokens":1e300}}', None),
+        (b'{"usage":{"prompt_tokens":18446744073709551615,"completion_tokens":7}}', Usage(0, 7)),
     ],
 )  # fmt: skip
 def test_usage_in_an_answer(body: bytes, usage: Usage | None) -> None:

@@ -327,8 +327,10 @@ async def test_fallbacks_also_to_a_provider_with_a_key_of_its_own(
 async def test_a_provider_is_not_told_who_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROVIDER_KEY", "sk-outside")
     provider = await world.engine("provider", api_key="sk-outside")
+    fields: Any = {"external": True, "api_key_env": "PROVIDER_KEY"}
     await world.start(
-        world.service("outside", provider, openai={"external": True, "api_key_env": "PROVIDER_KEY"}),
+        world.service("first"),
+        world.service("outside", provider, openai=fields, hosts=("127.0.0.1",)),  # so that it has all paths
         keys_file=world.keys(a={}),
     )
     seen: Any = await world.client("a").get(f"http://127.0.0.1:{world.lb.port}/echo", cast_to=object)

@@ -13,7 +13,7 @@ import pytest
 
 from skyloom_common.bus import Bus
 from skyloom_common.bus.embedded import EmbeddedRedis
-from skyloom_common.bus.resp import Redis
+from skyloom_common.bus.resp import Redis, RespError
 from skyloom_common.contracts.endpoints import REPLICA_WANTED
 from skyloom_lb.admission.admission import Admission
 from skyloom_lb.admission.config import Limits, ServiceLimits
@@ -112,6 +112,32 @@ async def test_redis_away_and_back(server: EmbeddedRedis, redis: Redis) -> None:
         while script.away or await take(fresh, 1) or script.away:
             await asyncio.sleep(0.05)
     assert await take(fresh, 1) == 0.0 and not script.away
+
+
+@pytest.mark.parametrize(
+    "says", ["OOM command not allowed when used memory > 'maxmemory'", "READONLY You can't write"]
+)
+async def test_a_redis_that_answers_but_takes_nothing_is_away_all_the_time(says: str) -> None:
+    class Full:
+        async def call(self, *words: Any, **fields: Any) -> Any:
+            if words[0] == "EVALSHA":
+                raise RespError(says)
+            return "PONG" if words[0] == "PING" else "sha"
+
+    now = [0.0]
+    script = RedisScript(Full(), lambda: now[0])
+    assert await script.run("k", 1) is None and script.trouble
+    for _ in range(5):
+        now[0] += 0.6
+        await script.probe()
+        assert script.trouble and script.away
+
+
+async def test_a_probe_brings_a_redis_back(redis: Redis) -> None:
+    script = RedisScript(redis, lambda: 100.0)
+    script.trouble = "Redis is away"
+    await script.probe()
+    assert not script.trouble and not script.away
 
 
 async def test_a_slow_redis_stalls_nobody_twice() -> None:

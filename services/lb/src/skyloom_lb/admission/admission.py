@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from skyloom_lb.admission.config import Limits, ServiceLimits
 from skyloom_lb.admission.gate import Gate, Slots
 from skyloom_lb.admission.ledger import HELD, Ledger, Row
-from skyloom_lb.admission.shared import RedisScript, SharedBucket
-from skyloom_lb.admission.taken import Place, Taken, rates, too_many
+from skyloom_lb.admission.shared import RedisScript
+from skyloom_lb.admission.taken import Place, Taken, Took, give_back, rates, too_many
 from skyloom_lb.exchange import FREE, ClientStream, Permit, Refusal
 
 if TYPE_CHECKING:
@@ -121,30 +121,29 @@ class Admission:
         known = self._rates_now(key, taken, estimate)
         if isinstance(known, Refusal):
             return known
-        if known and not hold and gate.enter(key.slots):
-            return Place(self, gate, taken, key, estimate)
+        if known is not None and not hold and gate.enter(key.slots):
+            return Place(self, gate, taken, key, known)
 
         async def run() -> Permit | Refusal:
             return await self._wait(service, settings, key, priority, estimate, client, known, hold)
 
         return Waiting(run)
 
-    def _rates_now(self, key: Taken, service: Taken, estimate: float) -> bool | Refusal:
-        """True = taken, False = only Redis knows (nothing was taken)."""
+    def _rates_now(self, key: Taken, service: Taken, estimate: float) -> Took | Refusal | None:
+        """None = only Redis knows (nothing was taken)."""
         now = self.clock()
-        took: list[tuple[SharedBucket, float]] = []
+        took: Took = []
         for bucket, amount, words in rates(key, service, estimate):
             wait = bucket.take_now(amount, now)
             if wait == 0.0:
                 took.append((bucket, amount))
                 continue
-            for one, given in took:
-                one.correct(given, now)
-            return False if wait is None else too_many(words, wait, key, self.clock())
-        return True
+            give_back(took, now)
+            return None if wait is None else too_many(words, wait, key, self.clock())
+        return took
 
-    async def _rates_asked(self, key: Taken, service: Taken, estimate: float) -> Refusal | None:
-        took: list[tuple[SharedBucket, float]] = []
+    async def _rates_asked(self, key: Taken, service: Taken, estimate: float) -> Took | Refusal:
+        took: Took = []
         done = False
         try:
             for bucket, amount, words in rates(key, service, estimate):
@@ -153,38 +152,33 @@ class Admission:
                     return too_many(words, wait, key, self.clock())
                 took.append((bucket, amount))
             done = True
-            return None
+            return took
         finally:
             if not done:
-                for one, given in took:
-                    one.correct(given, self.clock())
+                give_back(took, self.clock())
 
     async def _wait(
         self, service: Sleeper, settings: ServiceLimits, key: Taken, priority: int, estimate: float,
-        client: ClientStream | None, rates_taken: bool, hold: bool,
+        client: ClientStream | None, took: Took | None, hold: bool,
     ) -> Permit | Refusal:  # fmt: skip
         taken, gate = self._services[service.name], self._gates[service.name]
         entered = False
         try:
-            if not rates_taken:
-                refusal = await self._rates_asked(key, taken, estimate)
-                if refusal is not None:
-                    return refusal
-                rates_taken = True
+            if took is None:
+                asked = await self._rates_asked(key, taken, estimate)
+                if isinstance(asked, Refusal):
+                    return asked
+                took = asked
             if hold:
                 refusal = await self._hold(service, settings, client)
                 if refusal is not None:
                     return refusal
             refusal = await self._queue(settings, gate, service.name, key, priority, estimate)
             entered = refusal is None
-            return Place(self, gate, taken, key, estimate) if refusal is None else refusal
+            return Place(self, gate, taken, key, took) if refusal is None else refusal
         finally:
-            if rates_taken and not entered:
-                self.rates_back(key, taken, estimate)
-
-    def rates_back(self, key: Taken, service: Taken, estimate: float) -> None:
-        for bucket, amount, _ in rates(key, service, estimate):
-            bucket.correct(amount, self.clock())
+            if took and not entered:
+                give_back(took, self.clock())
 
     # --- the queue
 
@@ -194,14 +188,16 @@ class Admission:
         if gate.enter(key.slots):
             return None
         full = self._queue_refusal(gate, name, key, settings.queue_seconds)
-        if gate.queued >= settings.queue or not settings.queue_seconds:
+        if not settings.queue_seconds or not (
+            gate.queued < settings.queue or gate.make_room(key.slots, priority)
+        ):
             return full
         waiter = gate.join(key.slots, priority, cost)
         self._crowded.add(gate)
         try:
             async with asyncio.timeout(settings.queue_seconds):
                 await waiter.entered
-            return None
+            return None if waiter.granted else _crowded_out(gate, name, settings.queue_seconds)
         except TimeoutError:
             if gate.give_up(waiter):
                 return full
@@ -213,12 +209,10 @@ class Admission:
             raise
 
     def _queue_refusal(self, gate: Gate, name: str, key: Taken, seconds: float) -> Refusal:
-        again = min(max(1.0, seconds / 4), 30.0)
         if not key.slots.free:
             words = f"This API key may have {key.limits.concurrency} requests at once, and all of them run."
-            return Refusal(429, "too_many_concurrent_requests", words, retry_after=again)
-        words = f"Service {name} is at its limit and {gate.queued} requests wait already."
-        return Refusal(503, "overloaded", words, retry_after=again)
+            return Refusal(429, "too_many_concurrent_requests", words, retry_after=_again(seconds))
+        return _crowded_out(gate, name, seconds)
 
     def left(self, gate: Gate, key: Slots) -> None:
         """A place is free: of this gate, and of a key that may wait at others. The workers take turns."""
@@ -343,3 +337,13 @@ class Admission:
             "queued": sum(len(gate) for gate in self._gates.values()),
             "held": sum(len(held) for held in self._held.values()),
         }
+
+
+def _crowded_out(gate: Gate, name: str, seconds: float) -> Refusal:
+    words = f"Service {name} is at its limit and {gate.queued} requests wait already."
+    return Refusal(503, "overloaded", words, retry_after=_again(seconds))
+
+
+def _again(seconds: float) -> float:
+    """When to try again, of a queue in which one waits so many seconds at most."""
+    return min(max(1.0, seconds / 4), 30.0)

@@ -101,10 +101,12 @@ class FairQueue(Generic[T]):
         """The next item of a key that may; None when there is none."""
         waiting = [one for one in self._classes.values() if one.flows]
         waiting.sort(key=lambda one: (one.passed, -one.weight))
-        for one in waiting:
+        for turn, one in enumerate(waiting):
             found = one.pop(may)
             if found is not None:
                 item, cost = found
+                for held in waiting[:turn]:
+                    held.passed = one.passed  # what it could not use now it does not save up
                 self._passed = one.passed
                 one.passed += cost / one.weight
                 del self._where[item]
@@ -122,6 +124,19 @@ class FairQueue(Generic[T]):
         if not flow.items:
             one.drop(where[1])
         return True
+
+    def shed(self, key: str, priority: int) -> T | None:
+        """Takes out the newest item of the key that has most in the lowest class, in favour of one more of `key`; None when that
+        key would not be left with at least as many."""
+        lowest = min((number for number, one in self._classes.items() if one.flows), default=None)
+        if lowest is None:
+            return None
+        flow = max(self._classes[lowest].flows.values(), key=lambda one: len(one.items))
+        if len(flow.items) < self.waiting(key, priority) + 2:
+            return None
+        item = next(reversed(flow.items))
+        self.remove(item)
+        return item
 
     def waiting(self, key: str, priority: int) -> int:
         one = self._classes.get(priority)

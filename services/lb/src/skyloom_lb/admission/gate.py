@@ -64,7 +64,8 @@ class Slots:
 
 
 class Waiter:
-    """`entered` is done once it has its place; until then `Gate.give_up` takes it out of the queue."""
+    """`entered` is done once it has its place (`granted`), or had to make room for another one; until then `Gate.give_up` takes
+    it out of the queue."""
 
     __slots__ = ("entered", "granted", "key")
 
@@ -137,6 +138,16 @@ class Gate:
                 if not (self.slots.wanted_elsewhere or key.wanted_elsewhere):
                     self._grant()  # a place may have come free since `enter`
         return waiter
+
+    def make_room(self, key: Slots, priority: int) -> bool:
+        """Of a queue that is full: whoever has filled it gives up a place in it to a key that has fewer. To be followed by `join`."""
+        waiter = self._queue.shed(key.name, priority)
+        if waiter is None:
+            return False
+        self._one_less(waiter.key)
+        if not waiter.entered.done():
+            waiter.entered.set_result(None)
+        return True
 
     def give_up(self, waiter: Waiter) -> bool:
         """True: it was still waiting. False: it had entered, and has to leave."""

@@ -22,8 +22,7 @@ from typing import Any
 import yaml
 
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_common.core.wire import from_wire
-from skyloom_lb.admission.config import Limits, not_negative
+from skyloom_lb.admission.config import Limits, from_wire_unseen, not_negative, shown
 
 SCOPES = ("chat", "completions", "embeddings", "responses", "models", "other")
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
@@ -53,17 +52,33 @@ class KeyFile:
 class Key:
     """An entry ready for use. Equal names across reloads are the same key: its counts go on."""
 
-    __slots__ = ("_patterns", "_seen", "digest", "ends_at", "limits", "models", "name", "priority", "scopes")
+    __slots__ = (
+        "_patterns",
+        "_seen",
+        "digest",
+        "ends_at",
+        "limits",
+        "models",
+        "name",
+        "names",
+        "priority",
+        "scopes",
+        "strict",
+    )
 
     def __init__(self, entry: KeyEntry, default_limits: Limits) -> None:
         self.name = entry.name
         self.digest = bytes.fromhex(_digest_of(entry))
         self.models = frozenset(entry.models)
         self._patterns = tuple(one for one in entry.models if any(sign in one for sign in "*?["))
+        self.names = tuple(sorted(self.models - set(self._patterns)))
+        """The models that are no patterns."""
         self._seen: dict[str, bool] = {}
         self.scopes = frozenset(entry.scopes)
         self.priority = entry.priority
         self.limits = default_limits if entry.limits is None else entry.limits
+        self.strict = bool(self.models or self.limits.tokens_per_minute)
+        """Something depends on what the bodies of its requests say."""
         self.ends_at = _seconds(entry) if entry.expires else 0.0
 
     def may_use(self, model: str) -> bool:
@@ -96,14 +111,14 @@ def _seconds(entry: KeyEntry) -> float:
         when = dt.datetime.fromisoformat(entry.expires)
     except ValueError:
         raise InvalidRequest(
-            f"keys: {entry.name}: expires {entry.expires!r} is not a time as in 2027-01-31T00:00:00+00:00"
+            f"keys: {entry.name}: expires: {shown(entry.expires)} is not a time as in 2027-01-31T00:00:00+00:00"
         ) from None
     return (when if when.tzinfo else when.replace(tzinfo=dt.UTC)).timestamp()
 
 
 def parse_keys(data: Any, default_limits: Limits) -> dict[bytes, Key]:
     """Enabled keys by the SHA-256 of their secret."""
-    file = from_wire(KeyFile, data or {}, strict=True, path="keys file")
+    file = from_wire_unseen(KeyFile, data or {}, path="keys file")
     found: dict[bytes, Key] = {}
     names = set()
     for entry in file.keys:
@@ -112,7 +127,9 @@ def parse_keys(data: Any, default_limits: Limits) -> dict[bytes, Key]:
         names.add(entry.name)
         wrong = sorted(set(entry.scopes) - set(SCOPES))
         if wrong:
-            raise InvalidRequest(f"keys: {entry.name}: scope {wrong[0]!r} is not one of {', '.join(SCOPES)}")
+            raise InvalidRequest(
+                f"keys: {entry.name}: scopes: {shown(wrong[0])} is not one of {', '.join(SCOPES)}"
+            )
         if entry.limits is not None:
             not_negative(entry.limits, f"keys: {entry.name}: limits")
         key = Key(entry, default_limits)

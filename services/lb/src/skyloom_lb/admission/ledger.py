@@ -2,7 +2,8 @@
 
 Each worker writes only its own columns, so whoever started the workers gives a dead one's places back by clearing its columns.
 Taking a place and filling a bucket happen under one short lock, which the system lets go when its holder dies. If the holder
-was merely stopped, nobody waits for it long: a limit may then be passed by one, the balancer never hangs.
+was stopped, nobody waits for it long: a limit may then be passed by one, the balancer never hangs. One that merely has to wait
+for a processor is waited for.
 """
 
 from __future__ import annotations
@@ -30,9 +31,10 @@ _HEAD = 2 + 2 * _BUCKET
 """Words before the columns: the name's digest, and two buckets of capacity, level and the time of both."""
 _WORD = 8
 _MINUTE = 60.0
-_TRIES = 100
+_TRIES = 1000
 _PAUSE = 0.0001
-_STUCK_FOR = 1.0
+_STUCK_FOR = 5.0
+"""Seconds without waiting, once the holder was waited for in vain: some 0.2 s of waiting in 5 s is what a stopped one costs."""
 _NOW = fcntl.LOCK_EX | fcntl.LOCK_NB
 
 
@@ -52,6 +54,7 @@ class Lock:
         try:
             fcntl.lockf(self._fd, _NOW)
             self._held = True
+            self._stuck_until = 0.0  # its holder goes on, or has gone
         except OSError:
             self._held = self._wait()
 

@@ -25,6 +25,9 @@ _ADVANCE = 0.1
 _MOST = 0.1
 """No process holds more than this share of a bucket in advance."""
 _IDLE = 1.0
+_PROBED = "skyloom:limits:probe"
+_NOTHING = ["1", "1", "0", "0", "1000", "0"]
+"""What a probe asks for."""
 _log = logging.getLogger(__name__)
 
 # ARGV: capacity, tokens per ms, wanted, at least, time to live (ms), owed. Answers {granted, ms until "at least" is there, level}.
@@ -75,13 +78,14 @@ class RedisScript:
         return self._clock() < self._away_until
 
     async def probe(self) -> None:
-        """While Redis is away it is this that asks for it, so that no request does."""
+        """While Redis is away it is this that asks for it, so that no request does. By the script: one that is out of memory
+        or only a replica answers a PING as ever."""
         if not self.trouble or self._probing or self._clock() < self._away_until - _PROBE_EARLY:
             return
         self._probing = True
         try:
             async with asyncio.timeout(PATIENCE):
-                await self._redis.call("PING")
+                await self._run(_PROBED, _NOTHING)
             self._back()
         except FAULTS:
             self._away_until = self._clock() + _AWAY

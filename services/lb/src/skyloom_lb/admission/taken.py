@@ -17,6 +17,8 @@ from skyloom_lb.exchange import Outcome, Refusal
 if TYPE_CHECKING:
     from skyloom_lb.admission.admission import Admission
 
+Took = list[tuple[SharedBucket, float]]
+"""What a request got, and where."""
 _WHAT = ((REQUESTS, "requests"), (TOKENS, "tokens"))
 
 
@@ -87,16 +89,16 @@ def duration(seconds: float) -> bytes:
 
 
 class Place:
-    """The permit of a request that counts somewhere."""
+    """The permit of a request that counts somewhere. `took`: what it got of which bucket, for no more may go back."""
 
-    __slots__ = ("_admission", "_estimate", "_gate", "_key", "_service")
+    __slots__ = ("_admission", "_gate", "_key", "_service", "_took")
 
-    def __init__(self, admission: Admission, gate: Gate, service: Taken, key: Taken, estimate: float) -> None:
+    def __init__(self, admission: Admission, gate: Gate, service: Taken, key: Taken, took: Took) -> None:
         self._admission = admission
         self._gate = gate
         self._service = service
         self._key = key
-        self._estimate = estimate
+        self._took = took
 
     @property
     def headers(self) -> bytes:
@@ -108,20 +110,29 @@ class Place:
     def release(self, outcome: Outcome) -> None:
         self._gate.leave(self._key.slots)
         if not outcome.ended:  # it goes on elsewhere, and is admitted there anew
-            self._admission.rates_back(self._key, self._service, self._estimate)
-        elif self._estimate:
-            used = outcome.prompt_tokens + outcome.completion_tokens
-            if used or outcome.status >= 400 or not outcome.first_byte:
-                over = self._estimate - used
-                now = self._admission.clock()
-                for one in (self._key.tokens, self._service.tokens):
-                    if one is not None:
-                        one.correct(over, now)
+            give_back(self._took, self._admission.clock())
+        elif self._took:
+            self._settle(outcome)
         self._admission.left(self._gate, self._key.slots)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """What was really used is what counts, whatever was estimated."""
+        used = outcome.prompt_tokens + outcome.completion_tokens
+        if not (used or outcome.status >= 400 or not outcome.first_byte):
+            return
+        now = self._admission.clock()
+        for bucket, amount in self._took:
+            if bucket is self._key.tokens or bucket is self._service.tokens:
+                bucket.correct(amount - used, now)
+
+
+def give_back(took: Took, now: float) -> None:
+    for bucket, amount in took:
+        bucket.correct(amount, now)
 
 
 def rates(key: Taken, service: Taken, estimate: float) -> list[tuple[SharedBucket, float, str]]:
-    """What a request has to get, whose, and what is said when it does not."""
+    """What a request has to get, whose, and what is said when it does not. Nothing costs more than a full bucket."""
     found: list[tuple[SharedBucket, float, str]] = []
     for taken, whose in ((key, "This API key"), (service, "This service")):
         if taken.requests is not None:
@@ -129,7 +140,7 @@ def rates(key: Taken, service: Taken, estimate: float) -> list[tuple[SharedBucke
             found.append((taken.requests, 1.0, words))
         if taken.tokens is not None and estimate:
             words = f"{whose} may have {taken.limits.tokens_per_minute:g} tokens a minute."
-            found.append((taken.tokens, estimate, words))
+            found.append((taken.tokens, min(estimate, taken.tokens.local.capacity), words))
     return found
 
 

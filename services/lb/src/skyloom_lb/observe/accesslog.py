@@ -69,10 +69,18 @@ class AccessLog:
         if not batch:
             return
         try:
-            self._file.write(b"".join(orjson.dumps(line(one, self._offset)) + b"\n" for one in batch))
+            self._file.write(b"".join(map(self._line, batch)))
             self._file.flush()
         except (OSError, ValueError):
             self.dropped += len(batch)
+
+    def _line(self, outcome: Outcome) -> bytes:
+        """What cannot be written is no reason to write nothing more."""
+        try:
+            return orjson.dumps(line(outcome, self._offset)) + b"\n"
+        except Exception:
+            self.dropped += 1
+            return b""
 
 
 def line(outcome: Outcome, offset: float) -> dict[str, Any]:

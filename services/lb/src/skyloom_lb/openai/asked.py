@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from skyloom_lb.exchange import Outcome
+from skyloom_lb.exchange import Outcome, Steady
 from skyloom_lb.openai.config import Price
-from skyloom_lb.openai.request import Kind, estimate
+from skyloom_lb.openai.request import Kind, estimate, generates
 from skyloom_lb.openai.stream import StreamObserver
 from skyloom_lb.openai.upstream import ApiService
 from skyloom_lb.openai.usage import Tail, usage_in
@@ -43,7 +43,12 @@ class Asked:
 
     def tokens(self) -> int:
         """What it will probably cost; read only where somebody limits tokens."""
-        return estimate(self.kind, self.data, len(self.body)) if self.kind is not Kind.OTHER else 0
+        return estimate(self.kind, self.data, len(self.body))
+
+    @property
+    def has_usage(self) -> bool:
+        """Whether its answer tells what it cost; others may tell what another request has cost."""
+        return generates(self.kind, self.data)
 
 
 class JsonObserver:
@@ -51,6 +56,7 @@ class JsonObserver:
 
     __slots__ = ("_body", "_outcome", "_tail")
     rewrites = False
+    steady: Steady | None = None
     whole = False
 
     def __init__(self, encoding: bytes, outcome: Outcome) -> None:

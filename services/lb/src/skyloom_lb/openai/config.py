@@ -6,15 +6,16 @@ Only shapes and their checks; what a name means at run time is in `models`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from skyloom_common.core.errors import InvalidRequest
-from skyloom_common.core.wire import from_wire
-from skyloom_lb.admission.config import Limits
+from skyloom_lb.admission.config import Limits, from_wire_unseen, shown
 
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 AUTO, ON, OFF, TOKENS = "auto", "on", "off", "tokens"
 CONTINUES = frozenset(("vllm", "sglang", "skyloom-engine"))
 """Engines that are known to continue an assistant's message and to take `stream_options`."""
@@ -102,7 +103,7 @@ class ServiceOpenAi:
 
 
 def front_settings(data: Mapping[str, Any]) -> FrontSettings:
-    settings = from_wire(FrontSettings, dict(data), strict=True, path="front")
+    settings = from_wire_unseen(FrontSettings, dict(data), path="front")
     names: dict[str, str] = {}
     for name, model in settings.models.items():
         if not model.to:
@@ -127,13 +128,13 @@ def front_settings(data: Mapping[str, Any]) -> FrontSettings:
 
 def service_settings(name: str, data: Mapping[str, Any]) -> ServiceOpenAi:
     switches = {one: _switch(data[one]) for one in ("continuation", "usage") if one in data}
-    settings = from_wire(ServiceOpenAi, {**data, **switches}, strict=True, path=f"services.{name}.openai")
+    settings = from_wire_unseen(ServiceOpenAi, {**data, **switches}, path=f"services.{name}.openai")
     if settings.continuation not in (AUTO, ON, OFF, TOKENS):
         raise InvalidRequest(
-            f"services.{name}.openai.continuation: {settings.continuation!r} is not auto, on, tokens or off"
+            f"services.{name}.openai.continuation: {shown(settings.continuation)} is not auto, on, tokens or off"
         )
     if settings.usage not in (AUTO, ON, OFF):
-        raise InvalidRequest(f"services.{name}.openai.usage: {settings.usage!r} is not auto, on or off")
+        raise InvalidRequest(f"services.{name}.openai.usage: {shown(settings.usage)} is not auto, on or off")
     return settings
 
 
@@ -148,9 +149,14 @@ def secret_of(settings: ServiceOpenAi, environ: Mapping[str, str] = os.environ) 
         try:
             return Path(settings.api_key_file).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise InvalidRequest(f"api_key_file: {settings.api_key_file}: {error.strerror}") from error
+            where = settings.api_key_file if os.sep in settings.api_key_file else shown(settings.api_key_file)
+            raise InvalidRequest(f"api_key_file: {where}: {error.strerror}") from error
     if settings.api_key_env:
         value = environ.get(settings.api_key_env, "")
+        if not _VARIABLE.fullmatch(settings.api_key_env):
+            raise InvalidRequest(
+                "api_key_env: the name of an environment variable is wanted, as in PROVIDER_KEY"
+            )
         if not value:
             raise InvalidRequest(f"api_key_env: the environment variable {settings.api_key_env} is not set")
         return value

@@ -22,6 +22,7 @@ def no_model(name: str, known: int) -> Refusal:
 NO_MODEL_NAMED = Refusal(
     400, "missing_model", "model: name one of those that GET /v1/models lists.", param="model"
 )
+NO_PATH = Refusal(404, "not_found", "There is nothing here: only paths below /v1 are served.")
 NO_KEY = Refusal(
     401,
     "missing_api_key",

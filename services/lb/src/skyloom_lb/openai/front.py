@@ -34,18 +34,21 @@ from skyloom_lb.exchange import (
 from skyloom_lb.openai import errors
 from skyloom_lb.openai.asked import Asked, JsonObserver
 from skyloom_lb.openai.config import FrontSettings
+from skyloom_lb.openai.form import any_model, named
 from skyloom_lb.openai.models import Model, ModelTable
 from skyloom_lb.openai.request import (
     MODELS,
     PATHS,
     BadRequest,
     Kind,
-    form_model,
+    choices_of,
+    kind_of,
     model_of,
+    object_in,
     parse,
     plain_path,
 )
-from skyloom_lb.openai.sending import is_form, route_to
+from skyloom_lb.openai.sending import is_form, route_to, span_of
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
 from skyloom_lb.openai.upstream import ApiService
 from skyloom_lb.pipeline.model import Random
@@ -143,9 +146,8 @@ class OpenAiFront:
     # --- where to
 
     def body_wanted(self, head: RequestHead) -> int:
-        if head.method != b"POST" or not head.target.startswith(b"/v1/"):
-            return 0
-        return self._max_body
+        below = head.method == b"POST" and plain_path(head.path).startswith(b"/v1/")
+        return self._max_body if below else 0
 
     def route(
         self, principal: Principal, head: RequestHead, body: bytes, complete: bool
@@ -156,9 +158,9 @@ class OpenAiFront:
         kind = PATHS.get(head.target)
         if kind is None:
             path = plain_path(head.path)
-            kind = PATHS.get(path, Kind.OTHER)
+            kind = kind_of(path)
             if path == MODELS or path.startswith(b"/v1/models/"):
-                found = self._models(principal, head, path, pinned)
+                found = self._models(principal, head, body, path, pinned)
                 if found is not None:
                     return found
             if not path.startswith(b"/v1/"):
@@ -171,7 +173,9 @@ class OpenAiFront:
         try:
             if not complete:
                 return self._by_beginning(principal, kind, head, body, pinned)
-            return self._by_model(key, kind, head, body, pinned)
+            if kind is Kind.OTHER:
+                return self._by_what_it_names(principal, head, body, pinned)
+            return self._by_model(key, kind, head, body, parse(body), pinned)
         except BadRequest as bad:
             return errors.bad_request(bad)
 
@@ -179,14 +183,15 @@ class OpenAiFront:
         self, principal: Principal, kind: Kind, head: RequestHead, body: bytes, pinned: ApiService | None
     ) -> Route | Refusal | Reply:
         """Too much to be read ahead: a form may tell its model at its beginning, and one service is always right."""
+        form = kind is Kind.OTHER and is_form(head)
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        if key is not None and key.limits.tokens_per_minute and not (form and body.startswith(b"--")):
+            return errors.too_large(self._settings.max_body_mb)  # it would not be counted
         if self.table.takes_any or pinned is not None:
             return self._as_it_is(principal, head, body, pinned)
-        model = self._find(form_model(body)) if kind is Kind.OTHER and is_form(head) else None
+        model = self._find(named(body, any_model(body))) if form else None
         if model is None or model.chosen[0].model not in ("", model.name):
             return errors.too_large(self._settings.max_body_mb)
-        key: Key | None = principal.data[0] if principal.data is not None else None
-        if key is not None and not key.may_use(model.name):
-            return errors.no_model(model.name, len(self._api))
         return self._as_it_is(principal, head, body, self._api[model.chosen[0].service])
 
     def _pinned(self, head: RequestHead) -> ApiService | None:
@@ -195,11 +200,12 @@ class OpenAiFront:
         return self._api[service.name] if service is not None else None
 
     def _as_it_is(
-        self, principal: Principal, head: RequestHead, body: bytes, pinned: ApiService | None
-    ) -> Route | Refusal | Reply:
+        self, principal: Principal, head: RequestHead, body: bytes, pinned: ApiService | None,
+        scope: str = "other",
+    ) -> Route | Refusal | Reply:  # fmt: skip
         key: Key | None = principal.data[0] if principal.data is not None else None
-        if key is not None and not key.may_do("other"):
-            return errors.out_of_scope("other", tuple(sorted(key.scopes)))
+        if key is not None and not key.may_do(scope):
+            return errors.out_of_scope(scope, tuple(sorted(key.scopes)))
         found = self._plain.route(principal, head, body, True)
         if not isinstance(found, Route):
             return found
@@ -208,6 +214,8 @@ class OpenAiFront:
             found = replace(found, service=api.service)
         if key is not None and not self._may_service(key, api):
             return errors.no_model(api.service.name, 1)
+        if api.settings.external and pinned is None and not plain_path(head.path).startswith(b"/v1/"):
+            return errors.NO_PATH  # a stranger's other pages are not to be had with our key
         drop, add = api.drop(principal.data is not None), api.add
         return (
             replace(found, drop=drop, add=add, external=True)
@@ -219,17 +227,27 @@ class OpenAiFront:
         """A key that is bound to models reaches no service by a path that names none, unless it may use it whole."""
         return not key.models or key.may_use(api.service.name)
 
+    def _by_what_it_names(
+        self, principal: Principal, head: RequestHead, body: bytes, pinned: ApiService | None
+    ) -> Route | Refusal | Reply:
+        """Of a path that we do not know."""
+        key: Key | None = principal.data[0] if principal.data is not None else None
+        data = self._data(key, head, body)
+        if not data and key is not None and key.models:  # an engine may find a model in it where we do not
+            return self._as_it_is(principal, head, body, pinned)
+        return self._by_model(key, Kind.OTHER, head, body, data, pinned)
+
     def _by_model(
-        self, key: Key | None, kind: Kind, head: RequestHead, body: bytes, pinned: ApiService | None
-    ) -> Route | Refusal:
-        data = self._data(head, body) if kind is Kind.OTHER else parse(body)
+        self, key: Key | None, kind: Kind, head: RequestHead, body: bytes, data: dict[str, Any],
+        pinned: ApiService | None,
+    ) -> Route | Refusal:  # fmt: skip
         name = model_of(data)
         model = self._find(name) if pinned is None else self.table.first.get(pinned.service.name)
         if model is None and kind is Kind.OTHER and not name:
             model = next(iter(self.table.first.values()), None)
         if model is None:
             return errors.no_model(name, len(self._api)) if name else errors.NO_MODEL_NAMED
-        if key is not None and key.models and not key.may_use(name) and not key.may_use(model.name or name):
+        if key is not None and key.models and not self._may_model(key, model, name, pinned):
             return errors.no_model(name, len(self._api))
         if len(model.chosen) == 1 and not model.fallbacks:
             return route_to(
@@ -253,28 +271,36 @@ class OpenAiFront:
         assert route is not None
         return route
 
+    def _may_model(self, key: Key, model: Model, name: str, pinned: ApiService | None) -> bool:
+        """The model that is served counts. Its name may be the one that was written only where that chose it, or will."""
+        if key.may_use(model.name or name):
+            return True
+        chose = pinned is None or (self.table.takes_any and not model.chosen[0].model)
+        return chose and key.may_use(name)
+
     def _find(self, name: str) -> Model | None:
         model = self.table.find(name)
         if model is None and self.endpoints_changed():
             model = self.table.find(name)
         return model
 
-    def _data(self, head: RequestHead, body: bytes) -> dict[str, Any]:
-        """Of a path that we do not know: it may be no JSON at all."""
+    def _data(self, key: Key | None, head: RequestHead, body: bytes) -> dict[str, Any]:
+        """It may be no JSON at all. What it says of itself is not believed where the key's models or tokens depend on it."""
+        strict = key is not None and key.strict
         if is_form(head):
-            model = form_model(body)
+            model = named(body, span_of(head, body, strict))
             return {"model": model} if model else {}
         content_type = head.get(b"content-type").lower()
-        if not body or (content_type and _JSON not in content_type):
-            return {}
-        return parse(body)
+        if body and (not content_type or _JSON in content_type):
+            return parse(body)
+        return object_in(body) if strict else {}
 
     # --- models
 
     def _models(
-        self, principal: Principal, head: RequestHead, path: bytes, pinned: ApiService | None
-    ) -> Reply | Refusal | None:
-        """None: the endpoints know better (one service, nothing configured)."""
+        self, principal: Principal, head: RequestHead, body: bytes, path: bytes, pinned: ApiService | None
+    ) -> Route | Reply | Refusal | None:
+        """None: nothing is asked about them. With one service and nothing configured its engine is asked."""
         key: Key | None = principal.data[0] if principal.data is not None else None
         if key is not None and not key.may_do("models"):
             return errors.out_of_scope("models", tuple(sorted(key.scopes)))
@@ -282,31 +308,36 @@ class OpenAiFront:
             return None
         self.endpoints_changed()
         if pinned is not None or (self.table.takes_any and not self.table.knows_names):
-            return self._own_names(key, path) if key is not None and key.models else None
-        models = [one for one in self.table.names() if key is None or key.may_use(one.name)]
+            if key is None or not key.models:
+                return self._as_it_is(principal, head, body, pinned, "models")
+            # What the endpoints would list is more than this key may use.
+            owners = dict.fromkeys(key.names, Model("", (), ()))
+            return self._told_of(owners, owners, path)
+        if key is None or not key.models:
+            owners = {one.name: one for one in self.table.names()}
+            return self._told_of(owners, owners | self.table.by_alias(), path)
+        known = {one.name: one for one in self.table.names()} | self.table.by_alias()
+        mine = {name: one for name, one in sorted(known.items()) if key.may_use(name)}
+        return self._told_of(mine, {**mine, **self._reached(key, known)}, path)
+
+    def _reached(self, key: Key, known: Mapping[str, Model]) -> dict[str, Model]:
+        """Whoever may use a model may call it by each of its aliases."""
+        return {name: one for name, one in known.items() if key.may_use(one.name)}
+
+    def _told_of(
+        self, listed: Mapping[str, Model], known: Mapping[str, Model], path: bytes
+    ) -> Reply | Refusal:
+        """The list, or the one that the path names."""
         if path == MODELS:
-            data = [self._model_object(one) for one in models]
+            data = [self._model_object(name, one) for name, one in listed.items()]
             return Reply(200, orjson.dumps({"object": "list", "data": data}))
         wanted = path[len(MODELS) + 1 :].decode("utf-8", "replace")
-        for one in models:
-            if wanted in (one.name, *self.table.aliases(one)):
-                return Reply(200, orjson.dumps({**self._model_object(one), "id": wanted}))
+        if wanted in known:
+            return Reply(200, orjson.dumps(self._model_object(wanted, known[wanted])))
         return errors.no_model(wanted, len(self._api))
 
-    def _own_names(self, key: Key, path: bytes) -> Reply | None:
-        """What the endpoints would list is more than this key may use."""
-        if path != MODELS:
-            return None
-        data = [self._model_object(Model(name, (), ())) for name in sorted(key.models)]
-        return Reply(200, orjson.dumps({"object": "list", "data": data}))
-
-    def _model_object(self, model: Model) -> dict[str, Any]:
-        return {
-            "id": model.name,
-            "object": "model",
-            "created": self.state.started,
-            "owned_by": model.owned_by,
-        }
+    def _model_object(self, name: str, model: Model) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": self.state.started, "owned_by": model.owned_by}
 
     # --- whether now
 
@@ -333,7 +364,7 @@ class OpenAiFront:
         asked: Asked | None = route.data
         if asked is None:
             return None
-        if response.is_json and asked.kind is not Kind.OTHER:
+        if response.is_json and (asked.kind is not Kind.OTHER or asked.has_usage):
             asked.observer = JsonObserver(b"", outcome)
             return asked.observer
         if response.content_type.startswith(_EVENTS):
@@ -348,9 +379,10 @@ class OpenAiFront:
                 asked.hides_usage,
                 asked.prompt_tokens,
                 asked.price,
+                choices_of(asked.kind, asked.data),
             )
             asked.observer = StreamObserver(plan, outcome)
-        elif response.content_type.startswith(_JSON) and asked.kind is not Kind.OTHER:
+        elif response.content_type.startswith(_JSON) and asked.has_usage:
             asked.observer = JsonObserver(response.get(b"content-encoding"), outcome)
         return asked.observer
 
@@ -361,6 +393,8 @@ class OpenAiFront:
         asked: Asked = route.data
         if asked.observer is not None:
             asked.observer.count()  # it may have been cut off in the middle
+            if not outcome.prompt_tokens and outcome.completion_tokens:
+                outcome.prompt_tokens = asked.prompt_tokens  # not every stream tells it where it ends
             if asked.observer.whole:
                 outcome.error = ""  # an endpoint died, but nobody misses anything
         if asked.price is not None and outcome.first_byte:
@@ -373,8 +407,10 @@ class OpenAiFront:
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
         return render(refusal)
 
-    def stream_error(self, refusal: Refusal) -> bytes:
-        return errors.broken_stream(Kind.CHAT, refusal.code, refusal.message)
+    def stream_error(self, refusal: Refusal, route: Route | None) -> bytes:
+        asked: Asked | None = route.data if route is not None else None
+        kind = asked.kind if asked is not None else Kind.CHAT
+        return errors.broken_stream(kind, refusal.code, refusal.message)
 
     def counters(self) -> dict[str, int]:
         """Names that begin with `now_` are gauges."""

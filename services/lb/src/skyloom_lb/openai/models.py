@@ -12,7 +12,8 @@ from skyloom_lb.openai.config import FrontSettings, Price, Target
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`chosen` are the targets a request may start at, with the running sums of their weights."""
+    """`chosen` are the targets a request may start at, with the running sums of their weights. `price`: None = that of the
+    service that answers."""
 
     name: str
     chosen: tuple[Target, ...]
@@ -84,8 +85,7 @@ class ModelTable:
         if not chosen and rest:
             chosen, rest = rest[:1], rest[1:]
         if chosen:
-            price = one.price or known[chosen[0].service].price
-            self._by_name[name] = _model(name, chosen, rest, price, one.owned_by)
+            self._by_name[name] = _model(name, chosen, rest, one.price, one.owned_by)
 
     def _add_served(self, served: Served, listed: bool) -> None:
         names = served.models or served.endpoint_models
@@ -115,8 +115,13 @@ class ModelTable:
         """Each listed model once, by name."""
         return [model for name, model in sorted(self._by_name.items()) if model.listed and model.name == name]
 
-    def aliases(self, model: Model) -> list[str]:
-        return sorted(name for name, one in self._by_name.items() if one is model and name != model.name)
+    def by_alias(self) -> dict[str, Model]:
+        """Each listed model under each of its other names."""
+        return {
+            name: model
+            for name, model in self._by_name.items()
+            if model.listed and model.name not in ("", name)
+        }
 
 
 def _name_at(name: str, served: Served) -> str:

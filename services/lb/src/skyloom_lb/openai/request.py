@@ -31,7 +31,8 @@ DEFAULT_COMPLETION_TOKENS = 256
 _ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _SMALL = 16 * 1024
 _BYTES_PER_TOKEN = 4
-_FORM_MODEL = re.compile(rb'name="?model"?\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,256})\r\n')
+_MOST_ANSWERS = 128
+_TEXTS = ("messages", "prompt", "input")
 
 
 class BadRequest(Exception):
@@ -61,15 +62,18 @@ def parse(body: bytes) -> dict[str, Any]:
     return data
 
 
-def form_model(body: bytes) -> str:
-    """The `model` field of a multipart form (audio, files); "" when there is none."""
-    found = _FORM_MODEL.search(body)
-    return found[1].decode("utf-8", "replace").strip() if found else ""
+def kind_of(path: bytes) -> Kind:
+    """Of a plain path; engines mostly serve one that ends with a slash as the one without."""
+    return PATHS.get(path.rstrip(b"/"), Kind.OTHER)
 
 
-def with_form_model(body: bytes, model: str) -> bytes:
-    found = _FORM_MODEL.search(body)
-    return body if found is None else body[: found.start(1)] + model.encode() + body[found.end(1) :]
+def object_in(body: bytes) -> dict[str, Any]:
+    """Of a body that may be anything; empty when it is no JSON object."""
+    try:
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return data if isinstance(data, dict) else {}
 
 
 def model_of(data: dict[str, Any]) -> str:
@@ -79,6 +83,35 @@ def model_of(data: dict[str, Any]) -> str:
     if not isinstance(model, str):
         raise BadRequest("model: a string is wanted.", "model")
     return model
+
+
+def stream_of(data: dict[str, Any]) -> bool:
+    """Some engines take 1 or "true" for true, and others do not: there must be one reading."""
+    stream = data.get("stream")
+    if stream is None or stream is False:
+        return False
+    if stream is not True:
+        raise BadRequest("stream: true or false is wanted.", "stream")
+    return True
+
+
+def generates(kind: Kind, data: dict[str, Any]) -> bool:
+    """Whether tokens are made or read: also by paths that we do not know (/v1/messages)."""
+    return kind is not Kind.OTHER or any(name in data for name in _TEXTS)
+
+
+def choices_of(kind: Kind, data: dict[str, Any]) -> int:
+    """How many answers are asked for: `n` for each prompt, of which only completions have several."""
+    several, prompt = data.get("n"), data.get("prompt")
+    times = several if isinstance(several, int) and several > 0 else 1
+    if (
+        kind is Kind.COMPLETIONS
+        and isinstance(prompt, list)
+        and prompt
+        and isinstance(prompt[0], (str, list))
+    ):
+        return int(times) * len(prompt)
+    return int(times)
 
 
 def max_tokens_of(data: dict[str, Any]) -> int | None:
@@ -110,12 +143,14 @@ def _text_bytes(value: Any) -> int:
 
 def estimate(kind: Kind, data: dict[str, Any], size: int) -> int:
     """Tokens that a request will probably cost."""
+    if not generates(kind, data):
+        return 0
     prompt = prompt_tokens_of(data, size)
     if kind is Kind.EMBEDDINGS:
         return prompt
-    several = data.get("n")
-    times = several if isinstance(several, int) and 0 < several <= 128 else 1
-    return prompt + times * (max_tokens_of(data) or DEFAULT_COMPLETION_TOKENS)
+    return prompt + min(choices_of(kind, data), _MOST_ANSWERS) * (
+        max_tokens_of(data) or DEFAULT_COMPLETION_TOKENS
+    )
 
 
 def prompt_bytes(body: bytes) -> bytes:

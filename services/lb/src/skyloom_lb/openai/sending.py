@@ -10,11 +10,22 @@ from skyloom_lb.admission.keys import Key
 from skyloom_lb.exchange import Route
 from skyloom_lb.openai.asked import Asked
 from skyloom_lb.openai.config import TOKENS, Target
+from skyloom_lb.openai.form import Span, any_model, the_model, with_model
 from skyloom_lb.openai.models import Model
-from skyloom_lb.openai.request import Kind, prompt_bytes, prompt_tokens_of, with_fields, with_form_model
+from skyloom_lb.openai.request import (
+    BadRequest,
+    Kind,
+    prompt_bytes,
+    prompt_tokens_of,
+    stream_of,
+    with_fields,
+)
 from skyloom_lb.openai.upstream import ApiService
 from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
 from skyloom_lb.wire.request import RequestHead
+
+_TYPE = b"content-type"
+_AS_JSON = b"content-type: application/json\r\n"
 
 
 def route_to(
@@ -22,18 +33,19 @@ def route_to(
     key: Key | None, fallback: Route | None, head: RequestHead,
 ) -> Route:  # fmt: skip
     asked = Asked(kind, api, model.price or api.settings.price, data)
-    stream = data.get("stream") is True
+    stream = stream_of(data)
     sent = body
+    drop, add = api.drop(key is not None, stream), api.add
     if target.model and target.model != name:
-        if is_form(head):
-            sent = with_form_model(body, target.model)
+        if kind is Kind.OTHER and is_form(head):
+            sent = with_model(body, span_of(head, body, key is not None and key.strict), target.model)
         elif data:
             data = {**data, "model": target.model}
             sent = orjson.dumps(data)
-    elif key is not None and key.models and data and not is_form(head):
-        sent = orjson.dumps(
-            data
-        )  # exactly what was checked: a second "model" must not mean something to the engine
+    if key is not None and key.models and data and not (kind is Kind.OTHER and is_form(head)):
+        # Exactly what was checked, as what it was read: neither a second "model" nor another type may mean something.
+        sent = orjson.dumps(data) if sent is body else sent
+        drop, add = (*drop, _TYPE), add + _AS_JSON
     if stream:
         sent = _prepared_stream(asked, api, data, sent)
     asked.body = sent
@@ -42,8 +54,8 @@ def route_to(
         _facts(api, head, body, data) if api.affine else NO_FACTS,
         None,
         None if sent is body else sent,
-        api.drop(key is not None, stream),
-        api.add,
+        drop,
+        add,
         model.name or api.service.name,
         stream,
         api.replays(kind, data),
@@ -85,3 +97,13 @@ def _facts(api: ApiService, head: RequestHead, body: bytes, data: dict[str, Any]
 
 def is_form(head: RequestHead) -> bool:
     return head.get(b"content-type").lower().startswith(b"multipart/")
+
+
+def span_of(head: RequestHead, body: bytes, strict: bool) -> Span | None:
+    """Where a form names its model. `strict`: something is allowed by it, so that there must be no other reading."""
+    if not strict:
+        return any_model(body)
+    types = [value for name, value in head.headers if name == _TYPE]
+    if len(types) != 1:
+        raise BadRequest("The form cannot be read in one way only: Content-Type is there twice.")
+    return the_model(types[0], body)

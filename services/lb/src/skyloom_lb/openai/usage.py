@@ -11,6 +11,8 @@ import orjson
 
 _KEPT = 256 * 1024
 """Of a long answer only the end is kept: that is where engines put the usage."""
+_MOST = 1 << 40
+"""Tokens. No answer has so many."""
 _SHORT = 4096
 """Parsing all of an answer is quicker than searching it up to about this size."""
 _USAGE = re.compile(rb'"usage"\s*:\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -39,7 +41,8 @@ def usage_of(value: Any) -> Usage | None:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
+    """0 for what is no number of tokens: an engine's nonsense must not become anybody's bill, nor too much for a counter."""
+    return value if type(value) is int and 0 < value < _MOST else 0
 
 
 def usage_in(body: bytes) -> Usage | None:
