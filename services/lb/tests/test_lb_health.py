@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 from typing import Any
 
@@ -13,10 +14,13 @@ from skyloom_common.contracts.endpoints import Endpoint, EndpointState
 from skyloom_lb.health.outliers import kept_by_floor, outliers
 from skyloom_lb.health.signals import Signals
 from skyloom_lb.observe.stats import Histogram, Labelled, quantile
-from skyloom_lb.pipeline.model import NO_FACTS
+from skyloom_lb.pipeline import registry
+from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
+from skyloom_lb.pipeline.scoring import Scored
 from skyloom_lb.retries import Failed, RetryBudget, may_retry
-from skyloom_lb.service import Service
-from skyloom_lb.settings import Health, ServiceSettings
+from skyloom_lb.service import Backend, Service
+from skyloom_lb.settings import Affinity, Health, ServiceSettings
+from skyloom_lb.wire.request import parse_request
 
 HEALTH = Health(failures=3, open_seconds=5, max_open_seconds=60, slow_start_seconds=10, probe_failures=2)
 
@@ -94,8 +98,10 @@ class _NoPool:
         return 0
 
 
-def service(**fields: Any) -> Service:
-    return Service(ServiceSettings(health=HEALTH, **fields), lambda backend, owner: _NoPool(), Random(1))
+def service(zone: str = "", **fields: Any) -> Service:
+    return Service(
+        ServiceSettings(health=HEALTH, **fields), lambda backend, owner: _NoPool(), Random(1), zone
+    )
 
 
 def specs(*ids: str, **fields: Any) -> list[Endpoint]:
@@ -165,6 +171,140 @@ def test_half_may_be_out_and_the_kept_one_has_little_weight() -> None:
     kept = next(backend for backend in one.eligible if backend.id != "c")
     assert kept.kept
     assert kept.effective_weight == 0.05
+
+
+# --- latency
+
+
+def ask(one: Service, now: float, first_byte: float = 0.05) -> Backend:
+    """A request that is answered, unless it went to the endpoint that hangs."""
+    backend = one.pick(NO_FACTS)
+    assert backend is not None
+    one.started(backend)
+    if backend.id != "hangs":
+        one.finished(backend, 200, first_byte, now)
+    return backend
+
+
+def test_one_that_never_answered_does_not_look_best() -> None:
+    one = service(policy="latency")
+    one.apply(specs("hangs", "a", "b"), 0.0)
+    asked = [ask(one, 10.0 + number / 1000).id for number in range(2000)]
+    assert asked.count("hangs") < 60
+    assert min(asked.count("a"), asked.count("b")) > 500
+
+
+@pytest.mark.parametrize("policy", ["latency", "weighted"])
+def test_one_that_never_answered_counts_as_usual_once_others_have(policy: str) -> None:
+    one = service(policy=policy)
+    one.apply(specs("hangs", "a"), 0.0)
+    for backend in one.backends.values():
+        one.started(backend)
+    one.finished(one.backends["a"], 200, 0.5, 10.0)
+    one.sweep(10.1)
+    assert one.backends["hangs"].latency == 0.5
+    one.sweep(10.2)
+    one.started(one.backends["a"])
+    one.finished(one.backends["a"], 200, 2.0, 10.3)
+    one.sweep(10.4)
+    assert one.backends["hangs"].latency == 2.0, "a guess is no measurement"
+
+
+def test_attempts_that_got_no_answer_are_a_latency() -> None:
+    one = service(policy="latency")
+    one.apply(specs("a", "b"), 0.0)
+    a, b = one.backends.values()
+    for backend in (a, a, a, b):
+        one.started(backend)
+    one.failed(a, "TimedOut", 10.0, 3.0)
+    assert a.latency == 3.0
+    one.failed(a, "NoAnswer", 11.0, 0.001)
+    assert a.latency == 3.0, "a quick end must not look like a quick answer"
+    one.abandoned(a, 12.0, 5.0)
+    assert a.latency == 5.0
+    one.abandoned(b)
+    assert b.latency == 0.0
+
+
+@pytest.mark.parametrize("policy", ["latency", "weighted"])
+def test_an_old_latency_is_forgotten(policy: str) -> None:
+    one = service(policy=policy)
+    one.apply(specs("a", "b", "c"), 0.0)
+    for backend, latency in zip(one.backends.values(), (0.1, 0.1, 60.0), strict=True):
+        one.started(backend)
+        one.finished(backend, 200, latency, 1.0)
+    for second in range(2, 102):
+        one.sweep(float(second))
+    assert one.backends["c"].latency < 0.2
+
+
+# --- what a policy is told of a request
+
+
+def facts(lines: bytes, zone: str = "", **fields: Any) -> LbRequest:
+    head = parse_request(b"POST / HTTP/1.1\r\nHost: lb\r\n%b\r\n" % lines)
+    return service(zone, **fields).facts(head, b"body")
+
+
+@pytest.mark.parametrize("name", ["X-Session-ID", "x-session-id"])
+def test_the_case_of_the_affinity_header_does_not_matter(name: str) -> None:
+    for line in (b"X-Session-Id: s\r\n", b"x-session-id: s\r\n"):
+        found = facts(line, policy="session_affinity", affinity=Affinity(header=name))
+        assert found.session == "s"
+
+
+@pytest.mark.parametrize(
+    ("lines", "session"),
+    [
+        (b"Cookie: sid=abc\r\n", "abc"),
+        (b'Cookie: sid="abc"\r\n', "abc"),
+        (b"Cookie: a=1; sid=abc; b=2\r\n", "abc"),
+        (b"Cookie: a=1;sid = abc ;b=2\r\n", "abc"),
+        (b"Cookie: a=1\r\nCookie: sid=abc\r\n", "abc"),
+        (b"Cookie: sid=abc; sid=other\r\n", "abc"),
+        (b"Cookie: sid=a=b==\r\n", "a=b=="),
+        (b"Cookie: xsid=abc; SID=abc; sidx=abc; x=sid=abc\r\n", ""),
+        (b"Cookie: sid\r\n", ""),
+        (b"Cookie: sid=abc\r\nX-Session-Id: s\r\n", "s"),
+        (b"", ""),
+    ],
+)
+def test_cookie_affinity(lines: bytes, session: str) -> None:
+    found = facts(lines, policy="session_affinity", affinity=Affinity(cookie="sid"))
+    assert found.session == session
+
+
+def test_a_cookies_session_stays_where_it_is() -> None:
+    one = service(policy="session_affinity", affinity=Affinity(header="", cookie="sid"))
+    one.apply(specs("a", "b", "c"), 0.0)
+    heads = [
+        parse_request(b"GET / HTTP/1.1\r\nHost: lb\r\nCookie: t=%d; sid=%b\r\n\r\n" % (turn, value))
+        for turn, value in enumerate((b"me", b'"me"', b"me"))
+    ]
+    assert len({one.pick(one.facts(head, b"")) for head in heads}) == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "lines", "told"),
+    [
+        ("least_load", b"X-Session-Id: s\r\n", NO_FACTS),
+        ("weighted", b"X-Session-Id: s\r\n", NO_FACTS),
+        ("session_affinity", b"", NO_FACTS),
+        ("session_affinity", b"X-Session-Id: s\r\n", LbRequest("s", b"body", "eu-1a")),
+        ("prefix_affinity", b"", LbRequest("", b"body", "eu-1a")),
+        ("mine", b"", LbRequest("", b"body", "eu-1a")),
+        ("mine", b"X-Session-Id: s\r\n", LbRequest("s", b"body", "eu-1a")),
+    ],
+)
+def test_what_a_policy_is_told(
+    monkeypatch: pytest.MonkeyPatch, policy: str, lines: bytes, told: LbRequest
+) -> None:
+    def make(options: Mapping[str, Any], random: Any) -> Scored:
+        return Scored("mine", [])
+
+    monkeypatch.setattr(registry, "_plugin", lambda name: make)
+    assert facts(lines, "eu-1a", policy=policy) == told
+    assert service(policy=policy).affine == (told is not NO_FACTS or policy == "session_affinity")
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from skyloom_common.contracts.endpoints import Endpoint, EndpointState
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.pipeline.affinity import PrefixAffinity, SessionAffinity
-from skyloom_lb.pipeline.latency import forget_latency, observe_latency, usual_latency
+from skyloom_lb.pipeline.latency import (
+    forget_latency,
+    guess_latency,
+    observe_latency,
+    observe_wait,
+    usual_latency,
+)
 from skyloom_lb.pipeline.least import Least, by_load
-from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, LiveEndpoint
+from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, LiveEndpoint, Policy
 from skyloom_lb.pipeline.registry import OURS, make_policy
 from skyloom_lb.pipeline.scoring import Cheap, Idle, Near, NotFull, Quick, Scored
+from skyloom_lb.service import Backend, Service
+from skyloom_lb.settings import Health, ServiceSettings
 
 ENDPOINTS = [
     LiveEndpoint("a", zone="eu-1a", price_per_hour=4.0, capacity=1.0),
@@ -65,44 +75,108 @@ def test_who_is_chosen(policy: str, change: dict[str, dict[str, Any]], chosen: s
         assert picked.id in chosen
 
 
+class NoPool:
+    def close_idle(self) -> None:
+        """It has no connections."""
+
+    def idle_count(self) -> int:
+        return 0
+
+
+class Life:
+    """A service in which anything may happen, beside a plain list of what runs."""
+
+    def __init__(self, policy: str, data: Any) -> None:
+        health = Health(failures=3, open_seconds=1, window_seconds=2, min_requests=3, slow_start_seconds=5)
+        self.draw = data.draw
+        self.service = Service(
+            ServiceSettings(policy=policy, health=health),
+            lambda backend, owner: NoPool(),
+            Random(self.draw(st.integers(0, 9))),
+        )
+        self.now = 0.0
+        self.running: list[Backend] = []
+        self.started: Counter[Backend] = Counter()
+        self.failed: Counter[Backend] = Counter()
+
+    def apply(self) -> None:
+        ids = self.draw(st.sets(st.integers(0, 4)))
+        self.service.apply([self._spec(number) for number in sorted(ids)], self.now)
+
+    def _spec(self, number: int) -> Endpoint:
+        states = [EndpointState.READY] * 3 + [EndpointState.DRAINING]
+        return Endpoint(
+            f"e{number}",
+            f"http://10.0.{self.draw(st.integers(0, 1))}.{number + 1}:80",
+            weight=self.draw(st.sampled_from([0.05, 1.0, 20.0])),
+            state=self.draw(st.sampled_from(states)),
+        )
+
+    def pick(self) -> None:
+        service, ids = self.service, [one.id for one in self.service.eligible]
+        exclude = tuple(self.draw(st.sets(st.sampled_from(ids or ["x"]))))
+        session = self.draw(st.sampled_from(["", "s1", "s2"]))
+        picked = service.pick(LbRequest(session=session, prompt=session.encode() * 400), exclude)
+        assert (picked is None) == all(id in exclude for id in ids)
+        if picked is not None:
+            assert picked in service.eligible and picked.id not in exclude
+            service.started(picked)
+            self.running.append(picked)
+            self.started[picked] += 1
+
+    def end(self, how: str) -> None:
+        if not self.running:
+            return None
+        backend = self.running.pop(self.draw(st.integers(0, len(self.running) - 1)))
+        waited = self.draw(st.sampled_from([0.0, 0.1, 9.0]))
+        if how == "abandoned":
+            return self.service.abandoned(backend, self.now, waited)
+        status = self.draw(st.sampled_from([200, 429, 500]))
+        if how == "finished":
+            self.service.finished(backend, status, waited, self.now)
+        else:
+            self.service.failed(backend, "NoAnswer", self.now, waited)
+        self.failed[backend] += how == "failed" or status == 500
+        return None
+
+    def check(self) -> None:
+        running, service = Counter(self.running), self.service
+        known = {*service.backends.values(), *service.leaving}
+        for backend in {*known, *self.started}:
+            assert backend.in_flight == running[backend]
+            assert backend.stats.attempts == self.started[backend]
+            assert sum(backend.stats.failures.values()) == self.failed[backend]
+        assert set(running) <= known, "nobody is forgotten who still works"
+        if isinstance(service.policy, SessionAffinity | PrefixAffinity):
+            assert service.policy._load.total == sum(one.in_flight for one in service.eligible)
+
+
 @pytest.mark.parametrize("policy", sorted(OURS))
+@settings(max_examples=40)
 @given(data=st.data())
 def test_whatever_happens_counts_stay_right_and_the_excluded_are_never_chosen(policy: str, data: Any) -> None:
-    made = make_policy(policy, {}, Random(data.draw(st.integers(0, 99))))
-    endpoints = fresh(data.draw(st.integers(0, 6)))
-    made.rebuild(endpoints)
-    running: list[LiveEndpoint] = []
+    life = Life(policy, data)
+    deeds = ["pick", "pick", "pick", "finished", "failed", "abandoned", "apply", "sweep"]
     for _ in range(data.draw(st.integers(1, 40))):
-        deed = data.draw(st.sampled_from(["pick", "pick", "finish", "weight", "rebuild"]))
+        life.now += data.draw(st.sampled_from([0.0, 0.25, 3.0]))
+        deed = data.draw(st.sampled_from(deeds))
         if deed == "pick":
-            exclude = tuple(data.draw(st.sets(st.sampled_from([one.id for one in endpoints] or ["x"]))))
-            session = data.draw(st.sampled_from(["", "s1", "s2"]))
-            picked = made.pick(LbRequest(session=session, prompt=session.encode() * 400), exclude)
-            assert (picked is None) == all(one.id in exclude for one in endpoints)
-            if picked is not None:
-                assert picked in endpoints
-                assert picked.id not in exclude
-                picked.in_flight += 1
-                running.append(picked)
-                made.changed(picked)
-        elif deed == "finish" and running:
-            done = running.pop()
-            done.in_flight -= 1
-            done.latency = data.draw(st.floats(0, 10))
-            made.changed(done)
-        elif deed == "weight" and endpoints:
-            one = data.draw(st.sampled_from(endpoints))
-            one.effective_weight = data.draw(st.floats(0.05, 20))
-            made.changed(one)
-        elif deed == "rebuild":
-            keep = data.draw(st.integers(0, 5))
-            endpoints = endpoints[:keep] + [
-                LiveEndpoint(f"e{number}") for number in range(keep, data.draw(st.integers(0, 6)))
-            ]
-            made.rebuild(endpoints)
+            life.pick()
+        elif deed == "apply":
+            life.apply()
+        elif deed == "sweep":
+            life.service.sweep(life.now)
+        else:
+            life.end(deed)
+        life.check()
+    while life.running:
+        life.end("abandoned")
+    life.service.sweep(life.now)
+    life.check()
+    assert life.service.leaving == []
 
 
-@pytest.mark.parametrize("policy", sorted(set(OURS) - {"session_affinity", "prefix_affinity", "weighted"}))
+@pytest.mark.parametrize("policy", sorted(set(OURS) - {"session_affinity", "prefix_affinity"}))
 @given(
     weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=6),
     latencies=st.lists(st.floats(0.001, 1), min_size=6, max_size=6),
@@ -211,6 +285,72 @@ def test_an_overloaded_favourite_gives_way() -> None:
         assert made.pick(request) is not favourite
 
 
+def affine(kind: str, count: int) -> tuple[Policy, list[LbRequest]]:
+    """A policy with affinity and so many requests that want their favourite."""
+    if kind == "session":
+        return SessionAffinity(), [LbRequest(session=f"user-{number}") for number in range(count)]
+    return PrefixAffinity(), [LbRequest(prompt=b"%09d" % number * 100) for number in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["session", "prefix"])
+def test_affinity_gives_a_weakened_endpoint_its_share(kind: str) -> None:
+    """One request after the other: no load would say that it has enough."""
+    made, requests = affine(kind, 2000)
+    endpoints = fresh(4)
+    made.rebuild(endpoints)
+    before = [made.pick(one) for one in requests]
+    weak = endpoints[0]
+    weak.effective_weight = 0.05
+    made.changed(weak)
+    after = [made.pick(one) for one in requests]
+    its_own = before.count(weak)
+    assert its_own > 200
+    assert 0 < after.count(weak) < 0.15 * its_own
+    moved = [one for one, other in zip(before, after, strict=True) if one is not other]
+    assert set(moved) == {weak}, "nobody else's favourite is another one now"
+
+
+def test_a_session_comes_back_as_its_endpoint_warms_up() -> None:
+    made, requests = affine("session", 500)
+    endpoints = fresh(3)
+    made.rebuild(endpoints)
+    before = [made.pick(one) for one in requests]
+    counts = []
+    for share in (0.1, 0.4, 0.7, 1.0):
+        endpoints[1].effective_weight = share
+        made.changed(endpoints[1])
+        counts.append([made.pick(one) for one in requests].count(endpoints[1]))
+    assert counts == sorted(set(counts))
+    assert [made.pick(one) for one in requests] == before
+
+
+def test_affinity_stays_while_all_are_kept_by_the_floor() -> None:
+    made, requests = affine("session", 200)
+    endpoints = fresh(3)
+    made.rebuild(endpoints)
+    before = [made.pick(one) for one in requests]
+    for one in endpoints:
+        one.effective_weight = 0.05
+        made.changed(one)
+    assert [made.pick(one) for one in requests] == before
+
+
+@pytest.mark.parametrize("kind", ["session", "prefix"])
+def test_a_weakened_favourite_is_overloaded_earlier(kind: str) -> None:
+    made, requests = affine(kind, 1)
+    endpoints = fresh(4)
+    made.rebuild(endpoints)
+    for one in endpoints:
+        one.in_flight = 10
+        made.changed(one)
+    favourite = made.pick(requests[0])
+    assert favourite is not None and made.pick(requests[0]) is favourite
+    favourite.in_flight = 6  # more than half of what the others may have
+    favourite.effective_weight = 0.3
+    made.changed(favourite)
+    assert made.pick(requests[0]) is not favourite
+
+
 def test_the_longest_prefix_wins_and_memory_is_bounded() -> None:
     made = PrefixAffinity(capacity=1000, block=10)
     endpoints = fresh(5)
@@ -251,6 +391,15 @@ def test_equal_scores_take_turns() -> None:
     assert [scored.pick(NO_FACTS) for _ in range(6)] == endpoints * 2
 
 
+def test_scores_leave_a_turn_for_whoever_waited_longest() -> None:
+    scored = make_policy("weighted", {"near": 1, "zone": "eu-1a", "not_full": True}, Random(1))
+    near, far, full = (LiveEndpoint("a", zone="eu-1a"), LiveEndpoint("b"), LiveEndpoint("c", capacity=1.0))
+    full.in_flight = 1
+    scored.rebuild([near, far, full])
+    picked = [scored.pick(NO_FACTS) for _ in range(640)]
+    assert (picked.count(far), picked.count(full)) == (10, 0), "a filter holds for that turn too"
+
+
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
@@ -273,8 +422,13 @@ def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -
     found = EntryPoint("mine", "skyloom_lb.pipeline.scoring:Idle", registry.GROUP)
     asked: list[dict[str, str]] = []
     monkeypatch.setattr(registry, "entry_points", lambda **given: asked.append(given) or [found])
-    monkeypatch.setattr(EntryPoint, "load", lambda self: lambda options, random: ("made", options))
-    assert make_policy("mine", {"a": 1}, Random(1)) == ("made", {"a": 1})
+    made = Scored("mine", [])
+    given_options: list[Any] = []
+    monkeypatch.setattr(
+        EntryPoint, "load", lambda self: lambda options, random: given_options.append(options) or made
+    )
+    assert make_policy("mine", {"a": 1}, Random(1)) is made
+    assert given_options == [{"a": 1}]
     assert asked == [{"group": "skyloom.lb.policies", "name": "mine"}]
 
 
@@ -289,9 +443,30 @@ def test_latency_jumps_up_and_comes_down_over_seconds() -> None:
         observe_latency(one, 0.1, float(second))
     assert one.latency < 0.15
     one.latency = 5.0
-    assert usual_latency([one, LiveEndpoint("b")]) == 5.0
+    guessed = LiveEndpoint("b")
+    guessed.latency = 1.0
+    assert usual_latency([one, guessed, LiveEndpoint("c")]) == 5.0
     assert forget_latency(one, 0.1, 100.0)
     assert one.latency < 1.0
+
+
+def test_waiting_in_vain_is_a_latency_and_never_good_news() -> None:
+    one = LiveEndpoint("a")
+    observe_wait(one, 0.0, 5.0)
+    assert (one.latency, one.latency_at) == (0.0, 0.0)
+    observe_wait(one, 3.0, 5.0)
+    observe_wait(one, 0.5, 99.0)
+    assert (one.latency, one.latency_at) == (3.0, 5.0)
+
+
+def test_a_guess_follows_the_others_until_the_first_answer() -> None:
+    one = LiveEndpoint("a")
+    assert not guess_latency(one, 0.0)
+    assert guess_latency(one, 2.0) and guess_latency(one, 0.5) and not guess_latency(one, 0.5)
+    assert not forget_latency(one, 0.1, 100.0)
+    observe_latency(one, 0.2, 100.0)
+    assert one.latency == pytest.approx(0.2, rel=1e-3)
+    assert not guess_latency(one, 0.5)
 
 
 @pytest.mark.slow

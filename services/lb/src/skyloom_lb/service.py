@@ -14,7 +14,13 @@ from skyloom_lb.endpoints.url import Address, parse_url
 from skyloom_lb.health.outliers import KEPT_SHARE, kept_by_floor, outliers
 from skyloom_lb.health.signals import DRAINING, READY, WARMING, Signals
 from skyloom_lb.observe.stats import EndpointStats, ServiceStats, bump
-from skyloom_lb.pipeline.latency import forget_latency, observe_latency, usual_latency
+from skyloom_lb.pipeline.latency import (
+    forget_latency,
+    guess_latency,
+    observe_latency,
+    observe_wait,
+    usual_latency,
+)
 from skyloom_lb.pipeline.model import NO_FACTS, LbRequest, LiveEndpoint, Policy, Random
 from skyloom_lb.pipeline.registry import make_policy
 from skyloom_lb.retries import RetryBudget
@@ -93,9 +99,11 @@ class Service:
         if settings.policy == "weighted" and self._zone:
             options = {"zone": self._zone, **options}
         self.policy: Policy = make_policy(settings.policy, options, self._random)
-        self.affine = settings.policy in ("session_affinity", "prefix_affinity") or (
-            settings.policy not in _BLIND
-        )
+        self.affine = settings.policy not in _BLIND
+        """Whether its policy looks at the request."""
+        self._by_latency = settings.policy not in _DEAF
+        self._header = settings.affinity.header.lower().encode()
+        self._cookie = settings.affinity.cookie.encode()
         self.budget = RetryBudget(settings.retries.budget)
         for backend in self.backends.values():
             backend.signals.settings = settings.health
@@ -142,11 +150,15 @@ class Service:
         self._judge(now)
         if self.leaving:
             self._see_off()
-        if self.settings.policy == "latency":
-            usual = usual_latency(self._eligible)
-            for backend in self._eligible:
-                if forget_latency(backend, usual, now):
-                    self.policy.changed(backend)
+        if self._by_latency:
+            self._age_latencies(now)
+
+    def _age_latencies(self, now: float) -> None:
+        usual = usual_latency(self._eligible)
+        for backend in self._eligible:
+            guessed = bool(backend.stats.attempts) and guess_latency(backend, usual)
+            if forget_latency(backend, usual, now) or guessed:
+                self.policy.changed(backend)
 
     def _end_window(self, now: float) -> None:
         health = self.settings.health
@@ -203,22 +215,25 @@ class Service:
     # --- requests
 
     def facts(self, head: RequestHead, body: bytes) -> LbRequest:
-        """Session and prompt of a request, as far as the policy wants them."""
-        affinity = self.settings.affinity
-        session = head.get(affinity.header.encode()) if affinity.header else b""
-        if not session and affinity.cookie:
-            session = _cookie(head.get(b"cookie"), affinity.cookie.encode())
-        if not session and self.settings.policy != "prefix_affinity":
+        """What the policy wants to know of a request; a plug-in's gets all."""
+        if not self.affine:
             return NO_FACTS
-        return LbRequest(session.decode("latin-1"), body)
+        session = head.get(self._header) if self._header else b""
+        if not session and self._cookie:
+            session = _cookie(head, self._cookie)
+        if not session and self.settings.policy == "session_affinity":
+            return NO_FACTS
+        return LbRequest(session.decode("latin-1"), body, self._zone)
 
     def pick(self, facts: LbRequest, exclude: Container[str] = ()) -> Backend | None:
         return cast("Backend | None", self.policy.pick(facts, exclude))
 
     def started(self, backend: Backend) -> None:
-        """An attempt begins; `finished` or `failed` ends it."""
+        """An attempt begins; `finished`, `failed` or `abandoned` ends it."""
         backend.in_flight += 1
         backend.stats.attempts += 1
+        if self._by_latency and not backend.latency_at:
+            guess_latency(backend, usual_latency(self._eligible))
         self.policy.changed(backend)
 
     def finished(self, backend: Backend, status: int, first_byte: float, now: float) -> None:
@@ -228,23 +243,30 @@ class Service:
             bump(backend.stats.failures, "Status5xx")
             if backend.signals.failure(f"status {status}", now):
                 backend.stats.ejections += 1
+                self._judge(now)  # not at the next sweep: a burst would still go there
         else:
             backend.signals.success(first_byte)
-            if status != 429:  # a quick no must not look like a quick answer
+            if status != 429 and first_byte > 0:  # a quick no must not look like a quick answer
                 observe_latency(backend, first_byte, now)
         self.policy.changed(backend)
 
-    def failed(self, backend: Backend, reason: str, now: float) -> None:
-        """The endpoint did not answer, or not to the end. `reason`: CamelCase, bounded in number."""
+    def failed(self, backend: Backend, reason: str, now: float, waited: float = 0.0) -> None:
+        """The endpoint did not answer, or not to the end. `reason`: CamelCase, bounded in number.
+
+        `waited`: seconds without a first byte, or until it; 0 = not known.
+        """
         backend.in_flight -= 1
+        observe_wait(backend, waited, now)
         bump(backend.stats.failures, reason)
         if backend.signals.failure(reason, now):
             backend.stats.ejections += 1
+            self._judge(now)
         self.policy.changed(backend)
 
-    def abandoned(self, backend: Backend) -> None:
-        """Ended by the client or by us: says nothing about the endpoint."""
+    def abandoned(self, backend: Backend, now: float = 0.0, waited: float = 0.0) -> None:
+        """Ended by the client or by us: says nothing about the endpoint but that it took so long (as in `failed`)."""
         backend.in_flight -= 1
+        observe_wait(backend, waited, now)
         self.policy.changed(backend)
 
     def why_none(self) -> str:
@@ -254,23 +276,19 @@ class Service:
         return f"None of the {len(self.backends)} endpoints of service {self.name} takes requests now."
 
 
-_BLIND = frozenset(
-    (
-        "round_robin",
-        "random",
-        "power_of_two",
-        "least_load",
-        "instance_aware_least_load",
-        "latency",
-        "price",
-        "weighted",
-    )
-)
+_COUNTING = ("round_robin", "random", "power_of_two", "least_load", "instance_aware_least_load", "price")
+_BLIND = frozenset((*_COUNTING, "latency", "weighted"))
+"""Policies that look at nothing of a request."""
+_DEAF = frozenset((*_COUNTING, "session_affinity", "prefix_affinity"))
+"""Policies that do not look at latencies."""
 
 
-def _cookie(header: bytes, name: bytes) -> bytes:
-    for part in header.split(b";"):
-        one, _, value = part.strip().partition(b"=")
-        if one == name:
-            return value
+def _cookie(head: RequestHead, name: bytes) -> bytes:
+    """The first of that name, without quotes; a proxy may have put each cookie on a line of its own."""
+    for header, line in head.headers:
+        if header == b"cookie":
+            for part in line.split(b";"):
+                one, _, value = part.partition(b"=")
+                if one.strip() == name:
+                    return value.strip().strip(b'"')
     return b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
     from skyloom_lb.service import Backend, Service
 
-_AT_ONCE = 64
+_AT_ONCE = 256
 
 
 class Prober:
@@ -21,7 +22,7 @@ class Prober:
         self._session: aiohttp.ClientSession | None = None
         self._due: dict[tuple[str, str], float] = {}
         self._limit = asyncio.Semaphore(_AT_ONCE)
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         while True:
@@ -36,12 +37,15 @@ class Prober:
             for backend in service.backends.values():
                 key = (service.name, backend.id)
                 wanted.add(key)
-                if self._due.get(key, 0.0) <= now:
+                if self._due.get(key, 0.0) <= now and key not in self._running:
                     self._due[key] = now + service.settings.health.probe_seconds
                     task = asyncio.get_running_loop().create_task(self._probe(service, backend))
-                    self._running.add(task)
-                    task.add_done_callback(self._running.discard)
+                    self._running[key] = task
+                    task.add_done_callback(partial(self._ended, key))
         self._due = {key: due for key, due in self._due.items() if key in wanted}
+
+    def _ended(self, key: tuple[str, str], task: asyncio.Task[None]) -> None:
+        del self._running[key]
 
     async def _probe(self, service: Service, backend: Backend) -> None:
         health = service.settings.health
@@ -57,7 +61,7 @@ class Prober:
         backend.signals.probed(ok, f"probe: {reason}")
 
     async def close(self) -> None:
-        for task in tuple(self._running):
+        for task in tuple(self._running.values()):
             task.cancel()
         if self._session is not None:
             await self._session.close()

@@ -31,7 +31,7 @@ class Reporter:
         self._balancer = balancer
         self._name = name
         self._at: float | None = None
-        self._endpoints: dict[tuple[str, str], _Before] = {}
+        self._endpoints: dict[tuple[str, str], tuple[Backend, _Before]] = {}
         self._services: dict[str, tuple[int, int]] = {}
 
     def reports(self, wall: float, now: float) -> list[LoadReport]:
@@ -60,8 +60,11 @@ class Reporter:
 
     def _load(self, service: Service, backend: Backend) -> EndpointLoad:
         stats, key = backend.stats, (service.name, backend.id)
-        before = self._endpoints.get(key) or _Before()
-        self._endpoints[key] = now = _Before(stats)
+        known, before = self._endpoints.get(key, (None, _Before()))
+        if known is not backend:  # another one has its id now
+            before = _Before()
+        now = _Before(stats)
+        self._endpoints[key] = (backend, now)
         latency = _minus(now.latency, before.latency)
         first_byte = _minus(now.first_byte, before.first_byte)
         return EndpointLoad(

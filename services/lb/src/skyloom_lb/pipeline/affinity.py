@@ -1,6 +1,7 @@
 """Policies that send like to like: sessions by consistent hashing, prompts by the longest prefix seen.
 
-Both give way when the favourite is overloaded compared with the others, so that affinity never becomes a hot spot.
+Both give way when the favourite is overloaded compared with the others, so that affinity never becomes a hot spot. One that has
+only a share of its weight now (slow start, kept by the floor) gets that share of what would go to it, and as much less at once.
 """
 
 from __future__ import annotations
@@ -15,23 +16,58 @@ from skyloom_lb.pipeline.model import LbRequest, LiveEndpoint
 _POINTS = ((128, 64), (512, 16), (1 << 30, 8))
 """Points on the ring for each endpoint, by how many endpoints there are: fewer are a subset, so most sessions stay."""
 
+_FINE = 0xFFFF
+"""The bits of a hash that say whether it is in an endpoint's share; places on the ring differ in the others."""
+
 
 def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
+def _share(endpoint: LiveEndpoint) -> float:
+    return endpoint.effective_weight / endpoint.weight
+
+
 class _Loads:
-    """The sum of what all members have in flight, kept up to date."""
+    """What all members have in flight together and which share of its weight each has, kept up to date.
+
+    Shares count against the best one: while all are kept by the floor, none gives way to the others.
+    """
 
     def __init__(self, endpoints: Sequence[LiveEndpoint] = ()) -> None:
         self._of = {one: one.in_flight for one in endpoints}
+        self._shares = {one: _share(one) for one in endpoints}
         self.total = sum(self._of.values())
+        self._all = sum(self._shares.values())
+        self._best = max(self._shares.values(), default=1.0)
 
     def changed(self, endpoint: LiveEndpoint) -> None:
         before = self._of.get(endpoint)
-        if before is not None:
-            self.total += endpoint.in_flight - before
-            self._of[endpoint] = endpoint.in_flight
+        if before is None:
+            return
+        self.total += endpoint.in_flight - before
+        self._of[endpoint] = endpoint.in_flight
+        share = _share(endpoint)
+        if share != self._shares[endpoint]:
+            self._set_share(endpoint, share)
+
+    def _set_share(self, endpoint: LiveEndpoint, share: float) -> None:
+        """Looks at the others only if this was the best one: a thousand may be warming up."""
+        before = self._shares[endpoint]
+        self._shares[endpoint] = share
+        self._all += share - before
+        if share >= self._best:
+            self._best = share
+        elif before == self._best:
+            self._best = max(self._shares.values())
+
+    def takes(self, endpoint: LiveEndpoint, slack: float, number: int) -> bool:
+        """Whether what has this number (any hash of it) may go to its favourite now."""
+        share = self._shares[endpoint]
+        limit = slack * (self.total + 1) * share / self._all + share / self._best
+        if endpoint.in_flight >= limit:
+            return False
+        return share == self._best or number & _FINE < _FINE * share / self._best
 
 
 class SessionAffinity:
@@ -76,14 +112,14 @@ class SessionAffinity:
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
         if not request.session or not self._points:
             return self._otherwise.pick(request, exclude)
-        limit = self._slack * (self._load.total + 1) / len(self._endpoints) + 1
-        start = bisect_right(self._points, _hash(request.session))
+        number = _hash(request.session)
+        start = bisect_right(self._points, number)
         seen: set[str] = set()
         for step in range(len(self._owners)):
             endpoint = self._owners[(start + step) % len(self._owners)]
             if endpoint.id in seen or endpoint.id in exclude:
                 continue
-            if endpoint.in_flight < limit:
+            if self._load.takes(endpoint, self._slack, number):
                 return endpoint
             seen.add(endpoint.id)
             if len(seen) == len(self._endpoints):
@@ -148,12 +184,9 @@ class PrefixAffinity:
         return keys or [hash(prompt)]
 
     def _longest(self, keys: list[int], exclude: Container[str]) -> LiveEndpoint | None:
-        if not self._members:
-            return None
-        limit = self._slack * (self._load.total + 1) / len(self._members) + 1
         for key in reversed(keys):
             endpoint = self._young.get(key) or self._old.get(key)
             if endpoint is None or self._members.get(endpoint.id) is not endpoint or endpoint.id in exclude:
                 continue
-            return endpoint if endpoint.in_flight < limit else None
+            return endpoint if self._load.takes(endpoint, self._slack, key) else None
         return None

@@ -19,10 +19,24 @@ def observe_latency(endpoint: LiveEndpoint, sample: float, now: float) -> None:
     endpoint.latency_at = now
 
 
+def observe_wait(endpoint: LiveEndpoint, waited: float, now: float) -> None:
+    """It gave no answer within `waited` seconds: as bad as one after that time, and never good news."""
+    if waited > endpoint.latency:
+        observe_latency(endpoint, waited, now)
+
+
+def guess_latency(endpoint: LiveEndpoint, usual: float) -> bool:
+    """Asked and never heard of: it counts as usual until it answers, or a hanging one would look best for ever."""
+    if endpoint.latency_at or not usual or endpoint.latency == usual:
+        return False
+    endpoint.latency = usual
+    return True
+
+
 def forget_latency(endpoint: LiveEndpoint, usual: float, now: float) -> bool:
     """An endpoint that nobody chooses drifts towards the usual latency: it would otherwise never be tried again."""
     idle = now - endpoint.latency_at
-    if endpoint.in_flight or endpoint.latency <= usual or idle < 1.0:
+    if not endpoint.latency_at or endpoint.in_flight or endpoint.latency <= usual or idle < 1.0:
         return False
     keep = math.exp(-idle / TAU_SECONDS)
     endpoint.latency = usual + (endpoint.latency - usual) * keep
@@ -31,6 +45,6 @@ def forget_latency(endpoint: LiveEndpoint, usual: float, now: float) -> bool:
 
 
 def usual_latency(endpoints: Iterable[LiveEndpoint]) -> float:
-    """Median of the known ones, 0 when none is known."""
-    known = sorted(one.latency for one in endpoints if one.latency > 0)
+    """Median of those observed, 0 when none was."""
+    known = sorted(one.latency for one in endpoints if one.latency_at)
     return known[len(known) // 2] if known else 0.0

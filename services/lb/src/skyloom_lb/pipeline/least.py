@@ -30,7 +30,8 @@ def by_capacity(endpoint: LiveEndpoint) -> float:
 
 
 def by_latency(endpoint: LiveEndpoint) -> float:
-    """Peak EWMA: what a request would wait. Unknown latency reads as very good, so that a new endpoint is tried."""
+    """Peak EWMA: what a request would wait. Unknown latency reads as very good, so that a new endpoint is tried;
+    once it was, it counts as usual until it answers (`latency.guess_latency`)."""
     return (endpoint.latency or 1e-6) * (endpoint.in_flight + 1) / endpoint.effective_weight
 
 

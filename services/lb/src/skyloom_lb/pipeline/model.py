@@ -57,6 +57,7 @@ class LiveEndpoint:
         self.latency = 0.0
         """Peak-sensitive moving average of the time to the first byte, seconds; 0 = unknown."""
         self.latency_at = 0.0
+        """When it was observed last; 0 = never, `latency` is a guess then."""
 
     def __repr__(self) -> str:
         return f"<{self.id} in_flight={self.in_flight}>"

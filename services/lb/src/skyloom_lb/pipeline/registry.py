@@ -5,6 +5,8 @@ An entry point names a callable `make(options, random) -> Policy`. Ours win over
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
@@ -43,9 +45,13 @@ def make_policy(name: str, options: Mapping[str, Any], random: Random) -> Policy
             f"policy: {name!r} is unknown{did_you_mean(name, OURS)}; there are {', '.join(OURS)}"
         )
     try:
-        return made(options, random)
-    except (TypeError, ValueError) as error:
+        policy = made(options, random)
+    except Exception as error:  # a plug-in may raise anything
         raise InvalidRequest(f"options of policy {name!r}: {error}") from error
+    lacks = [one for one in ("rebuild", "changed", "pick") if not callable(getattr(policy, one, None))]
+    if lacks:
+        raise InvalidRequest(f"policy: {name!r} makes {policy!r}, which is no Policy: it has no {lacks[0]}()")
+    return policy
 
 
 class _FirstOf:
@@ -59,11 +65,48 @@ class _FirstOf:
 
 
 def check_policy(name: str, options: Mapping[str, Any]) -> None:
+    """Before anybody uses it: a wrong value of ours would show only at a request."""
+    for option, value in options.items():
+        right = _right(name, option)
+        if right and not _RIGHT[right](value):
+            raise InvalidRequest(f"options of policy {name!r}: {option}: {value!r} is not {right}")
     make_policy(name, options, _FirstOf())
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_RIGHT: dict[str, Callable[[Any], bool]] = {
+    "a whole number of at least 1": lambda value: type(value) is int and value >= 1,
+    "a number above 0": lambda value: _number(value) and value > 0,
+    "a number of at least 0": lambda value: _number(value) and value >= 0,
+    "true or false": lambda value: isinstance(value, bool),
+    "text": lambda value: isinstance(value, str),
+}
+_WEIGHTED = {
+    **dict.fromkeys(("idle", "cheap", "near", "quick"), "a number of at least 0"),
+    "not_full": "true or false",
+    "zone": "text",
+}
+_CLASSES = {"session_affinity": SessionAffinity, "prefix_affinity": PrefixAffinity}
+
+
+def _right(name: str, option: str) -> str:
+    """What is right for an option of ours; nothing for one that is unknown, which the policy refuses itself."""
+    if name == "weighted":
+        return _WEIGHTED.get(option, "")
+    made = _CLASSES.get(name)
+    found = inspect.signature(made).parameters.get(option) if made is not None else None
+    kind = type(found.default) if found is not None else None
+    return {int: "a whole number of at least 1", float: "a number above 0"}.get(kind, "") if kind else ""
 
 
 def _plugin(name: str) -> Make | None:
     for found in entry_points(group=GROUP, name=name):
-        make: Make = found.load()
+        try:
+            make: Make = found.load()
+        except Exception as error:  # its module runs here
+            raise InvalidRequest(f"policy: {name!r} ({found.value}) cannot be imported: {error}") from error
         return make
     return None

@@ -1,7 +1,8 @@
 """Filter, score, pick as parts: for plug-ins, and for wishes that no single number says (near, cheap and idle at once).
 
 A filter says who may; a scorer gives each endpoint 0..1 (1.0 = best); the pick takes the greatest weighted sum, and of equals
-whoever was chosen longest ago. It looks at every endpoint for every request: use it up to some hundred endpoints.
+whoever was chosen longest ago. Every 64th pick goes to whoever was chosen longest ago of those that the filters leave: nobody
+starves. It looks at every endpoint for every request: use it up to some hundred endpoints.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any, Protocol
 
 from skyloom_lb.pipeline.model import LbRequest, LiveEndpoint
+
+_FAIR_TURN = 64
 
 
 class Filter(Protocol):
@@ -106,14 +109,20 @@ class Scored:
             left = [one for one in left if keeper.keep(request, one)] or left
         if not left:
             return None
+        self._turn += 1
+        found = left[self._best(request, left)] if self._turn % _FAIR_TURN else min(left, key=self._age)
+        self._chosen_at[found.id] = self._turn
+        return found
+
+    def _age(self, endpoint: LiveEndpoint) -> int:
+        return self._chosen_at[endpoint.id]
+
+    def _best(self, request: LbRequest, left: Sequence[LiveEndpoint]) -> int:
         totals = [0.0] * len(left)
         for weight, scorer in self._scorers:
             for index, score in enumerate(scorer.score(request, left)):
                 totals[index] += weight * score
-        best = max(range(len(left)), key=lambda index: (totals[index], -self._chosen_at[left[index].id]))
-        self._turn += 1
-        self._chosen_at[left[best].id] = self._turn
-        return left[best]
+        return max(range(len(left)), key=lambda index: (totals[index], -self._age(left[index])))
 
 
 def weighted(options: Mapping[str, Any]) -> Scored:
