@@ -176,6 +176,7 @@ def run(
             assert last is not None
             client.raw += last
             break
+        client.raw += last.before
         assert observer.resumed(head())
         asked = json.loads(last.body)
         as_chat = chat and last.target is None

@@ -119,6 +119,26 @@ async def test_hangs_before_headers(kit: Any) -> None:
     await kit.until(lambda: not endpoint.open)
 
 
+@pytest.mark.parametrize(("first_byte", "at_least"), [(0.3, 0.3), (60.0, 0.0)])
+async def test_waiting_in_vain_counts_as_latency(kit: Any, first_byte: float, at_least: float) -> None:
+    """Until the time-out, or until the client had enough."""
+
+    async def hangs(wire: Any) -> None:
+        await endpoint.request(wire)
+        await wire.reader.read()
+
+    endpoint = await kit.endpoint(hangs)
+    service = ServiceSettings(policy="latency", timeouts=Timeouts(first_byte=first_byte))
+    lb = await kit.lb(endpoint, service=service)
+    wire = await lb.client()
+    await wire.send(kit.post())
+    await kit.until(lambda: endpoint.requests)
+    if not at_least:
+        wire.close()
+    await kit.until(lambda: lb.outcomes)
+    assert lb.service.backends["e0"].latency > at_least
+
+
 @pytest.mark.parametrize(
     "framing", [CHUNKED + b"5\r\nhello\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"]
 )
@@ -185,18 +205,29 @@ async def test_garbage_is_a_502(kit: Any, garbage: bytes) -> None:
 @pytest.mark.parametrize(
     "bad", [b"zz\r\nhello\r\n", b"-5\r\n", b"0x5\r\nhello\r\n", b"5\r\nhelloXX\r\n", b"5 \n"]
 )
-async def test_bad_chunks_close_the_client(kit: Any, bad: bytes) -> None:
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_bad_chunks_close_the_client(kit: Any, bad: bytes, at_once: bool) -> None:
+    """Unless they came with the head: then nothing was given yet, and the client can be told."""
+    begun = asyncio.Event()
+
     async def babbles(wire: Any) -> None:
         await endpoint.request(wire)
-        await wire.send(CHUNKED + b"2\r\nok\r\n" + bad)
+        if not at_once:
+            await wire.send(CHUNKED + b"2\r\nok\r\n")
+            await begun.wait()
+        await wire.send(bad if not at_once else CHUNKED + b"2\r\nok\r\n" + bad)
         await wire.reader.read()
 
     endpoint = await kit.endpoint(babbles)
     lb = await kit.lb(endpoint)
     wire = await lb.client()
     await wire.send(kit.post())
-    rest = await wire.ended()
-    assert b"\r\n0\r\n" not in rest
+    if at_once:
+        assert (await wire.message()).status == 502
+    else:
+        assert await wire.reader.readuntil(b"2\r\nok\r\n")
+        begun.set()
+        assert b"\r\n0\r\n" not in await wire.ended()
     await kit.until(lambda: not endpoint.open)
 
 
@@ -374,9 +405,32 @@ async def test_5xx_is_tried_elsewhere_when_that_is_safe(kit: Any) -> None:
 
     bad = await kit.endpoint(broken)
     good = await kit.endpoint()
-    lb = await kit.lb(bad, good)
+    lb = await kit.lb(bad, good, service=ServiceSettings(health=Health(failures=1000)))  # it stays in
     assert {(await lb.ask(kit.get())).status for _ in range(6)} == {200}
     assert {(await lb.ask(kit.post())).status for _ in range(4)} == {200, 503}
+
+
+async def test_an_open_circuit_is_heeded_at_once(kit: Any) -> None:
+    """Not at the next sweep: a burst of requests is over by then."""
+    dead = [kit.closed_port() for _ in range(3)]
+    good = await kit.endpoint()
+    service = ServiceSettings(health=Health(failures=1, floor=0.1), retries=Retries(attempts=1))
+    lb = await kit.lb(*dead, good, service=service)
+    lb.worker.balancer.parts_of_sweep = lambda all_fronts: iter(())  # none may help
+    statuses = [(await lb.ask(kit.post())).status for _ in range(20)]
+    assert statuses.count(502) <= 3 and statuses[-10:] == [200] * 10
+
+
+async def test_a_probe_that_hangs_is_not_followed_by_others(kit: Any) -> None:
+    async def hangs(wire: Any) -> None:
+        await wire.reader.read()
+
+    endpoint = await kit.endpoint(hangs)
+    health = Health(probe_path="/health", probe_seconds=0.0)
+    lb = await kit.lb(endpoint, service=ServiceSettings(health=health))
+    for _ in range(5):
+        lb.worker.prober._begin_due(time.monotonic())
+    assert len(lb.worker.prober._running) == 1
 
 
 async def test_the_circuit_opens_and_closes_again(kit: Any) -> None:

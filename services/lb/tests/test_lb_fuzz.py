@@ -6,23 +6,30 @@ SKYLOOM_TEST_FUZZ=N sets the number of inputs for each side; the default is smal
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+from functools import cache, partial
 from random import Random
 from typing import Any
 
+import orjson
 import pytest
 
+import skyloom_testing_engine as engines
 from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_lb.balancer import Balancer
 from skyloom_lb.careful.body import Body
 from skyloom_lb.careful.lane import CarefulLane
+from skyloom_lb.exchange import Outcome, Resume
 from skyloom_lb.fast.front import FrontConnection
 from skyloom_lb.fast.upstream import Pool, Upstream
+from skyloom_lb.openai.request import Kind
+from skyloom_lb.openai.stream import StreamObserver, StreamPlan
 from skyloom_lb.settings import DEFAULT_SERVICE, Health, ServiceSettings, Settings
 from skyloom_lb.wire.chunks import ChunkReader
 from skyloom_lb.wire.headers import BadMessage
 from skyloom_lb.wire.request import parse_request
-from skyloom_lb.wire.response import parse_response
+from skyloom_lb.wire.response import ResponseHead, parse_response
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
 INPUTS = int(os.environ.get("SKYLOOM_TEST_FUZZ", "60000"))
@@ -268,3 +275,131 @@ def check_written(written: list[bytes]) -> None:
     if data:
         head = parse_response(data[: data.index(b"\r\n\r\n") + 4], b"POST")
         assert not head.until_close
+
+
+# --- event streams
+
+FIELDS = (
+    ("choices",), ("choices", 0), ("choices", 0, "delta"), ("choices", 0, "delta", "content"), ("choices", 0, "text"),
+    ("choices", 0, "delta", "role"), ("choices", 0, "delta", "tool_calls"), ("choices", 0, "finish_reason"),
+    ("choices", 0, "token_ids"), ("choices", 0, "logprobs"), ("choices", 0, "prompt_token_ids"), ("prompt_token_ids",),
+    ("usage",), ("usage", "prompt_tokens"), ("usage", "completion_tokens"), ("usage", "prompt_tokens_details"),
+    ("error",), ("error", "code"), ("object",), ("id",),
+)  # fmt: skip
+WRONG: list[Any] = [
+    None, 0, -1, 1.5, True, "", "x", "stop", "error", [], {}, [None], [1], ["a"], [[]], {"a": 1}, [{}], 1 << 70,
+]  # fmt: skip
+
+
+def with_wrong(event: Any, path: tuple[Any, ...], wrong: Any) -> Any:
+    """The event with another value at that place, as far as there is such a place."""
+    if not path:
+        return wrong
+    if isinstance(event, list) and path[0] == 0 and event:
+        return [with_wrong(event[0], path[1:], wrong), *event[1:]]
+    if isinstance(event, dict):
+        return {**event, path[0]: with_wrong(event.get(path[0]), path[1:], wrong)}
+    return event
+
+
+@cache
+def engine_events(chat: bool, by_ids: bool, count: int) -> tuple[dict[str, Any], ...]:
+    """What an engine streams for `count` choices, `[DONE]` aside."""
+    asked: dict[str, Any] = {
+        "stream_options": {"include_usage": True},
+        "return_token_ids": by_ids,
+        "max_tokens": 4,
+    }
+    asked |= {"messages": [{"role": "user", "content": "hi"}]} if chat else {"prompt": "hi"}
+    made: list[dict[str, Any]] = []
+    for raw in engines.events(asked, chat)[:-1]:
+        event = json.loads(raw.removeprefix(b"data: "))
+        made += [
+            {**event, "choices": [{**choice, "index": index} for choice in event["choices"]]}
+            for index in range(count if event["choices"] else 1)
+        ]
+    return tuple(made)
+
+
+def wrong_events(random: Random, events: list[Any]) -> list[Any]:
+    for _ in range(random.randrange(3)):
+        at = random.randrange(len(events))
+        deed = random.randrange(4)
+        if deed == 0 and len(events) > 1:
+            del events[at]
+        elif deed == 1:
+            events.insert(random.randrange(len(events)), events[at])
+        else:
+            events[at] = with_wrong(events[at], random.choice(FIELDS), random.choice(WRONG))
+    return events
+
+
+def event_stream(random: Random, chat: bool, by_ids: bool, count: int) -> bytes:
+    """As an engine would send it, and then whatever is wrong with it; it may break off anywhere."""
+    events = wrong_events(random, list(engine_events(chat, by_ids, count)))
+    data = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+    data += b"data: [DONE]\n\n" * (random.randrange(4) > 0)
+    if random.randrange(4) == 0:
+        data = data.replace(b"\n", b"\r\n")
+    if random.randrange(4) == 0:
+        data = mutated(random, [data])
+    return data[: random.randrange(len(data) + 1)] if random.randrange(3) == 0 else data
+
+
+def finished_choices(given: bytes) -> set[int]:
+    """Those of which a client would say that they are complete."""
+    found: set[int] = set()
+    for event in given.replace(b"\r\n", b"\n").split(b"\n\n"):
+        lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
+        try:
+            data = orjson.loads(b"\n".join(lines))
+        except orjson.JSONDecodeError:
+            continue
+        choices = data.get("choices") if isinstance(data, dict) else None
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and choice.get("finish_reason"):
+                found.add(choice.get("index") or 0)
+    return found
+
+
+def stream_head(random: Random) -> ResponseHead:
+    made = ResponseHead()
+    made.status = random.choice((200, 200, 200, 400, 503))
+    made.block = b"\r\ncontent-type: text/event-stream\r\n"
+    return made
+
+
+def test_what_engines_stream() -> None:
+    """It never raises, and never takes an answer for whole of which a choice has no finish."""
+    random = Random(17)
+    for number in range(max(1, INPUTS // 20)):
+        chat, by_ids, count = bool(random.randrange(2)), random.randrange(3) == 0, random.choice((1, 1, 2))
+        sent = orjson.dumps({"messages": [], "prompt": "hi", "n": count, "max_tokens": 4})
+        plan = StreamPlan(
+            Kind.CHAT if chat else Kind.COMPLETIONS, sent, random.randrange(3) > 0, by_ids,
+            wants_usage=bool(random.randrange(2)), choices=count,
+        )  # fmt: skip
+        outcome = Outcome(0.0, None, "", b"", "fast")
+        observer = StreamObserver(plan, outcome)
+        given = streamed(random, observer, outcome, partial(event_stream, random, chat, by_ids, count))
+        observer.count()
+        if observer.whole:
+            assert len(finished_choices(given)) >= count, (number, given)
+
+
+def streamed(random: Random, observer: StreamObserver, outcome: Outcome, stream: Any) -> bytes:
+    """What the client gets from one endpoint after the other."""
+    given = b""
+    for _ in range(4):
+        for part in pieces(random, stream()):
+            given += observer.feed(part)
+        last = observer.end(outcome) if random.randrange(2) else observer.broken("EndpointDied", outcome)
+        while isinstance(last, Resume):
+            orjson.loads(last.body)
+            given += last.before
+            if observer.resumed(stream_head(random)):
+                break
+            last = observer.broken("ResumeRefused", outcome)
+        else:
+            return given + (last or b"")
+    return given

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from skyloom_lb.pipeline.model import NO_FACTS, LbRequest
+from skyloom_lb.wire.chunks import chunk
 from skyloom_lb.wire.request import IDEMPOTENT, RequestHead
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Principal:
 
 
 ANONYMOUS = Principal()
+_TEXTS = 256
+"""Texts that are kept one by one before they are put together."""
 
 
 @dataclass(slots=True)
@@ -125,22 +128,59 @@ class ClientStream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """A request that continues a broken stream on another endpoint of the same service."""
+    """A request that continues a broken stream on another endpoint of the same service. `before`: first for the client."""
 
     body: bytes
     target: bytes | None = None
     drop: tuple[bytes, ...] = ()
     add: bytes = b""
+    before: bytes = b""
+
+
+class Steady:
+    """How the next events of a stream look when they differ from the last one in their text alone.
+
+    Such an event, alone in its chunk, may be passed on without `Observer.feed` if its text is noted here: as in JSON, without the
+    quotes, with no quote in it and no backslash at its end. The observer takes them over (`taken`) before it looks at anything
+    else. `before` and `after` hold the quotes; `onto` are the same two as the client gets them, None = as they come.
+    """
+
+    __slots__ = ("_texts", "after", "before", "count", "onto")
+
+    def __init__(self, before: bytes, after: bytes, onto: tuple[bytes, bytes] | None = None) -> None:
+        self.before = before
+        self.after = after
+        self.onto = onto
+        self.count = 0
+        self._texts: list[bytes] = []
+
+    def note(self, text: bytes) -> None:
+        self.count += 1
+        texts = self._texts
+        texts.append(text)
+        if len(texts) > _TEXTS:
+            self._texts = [b"".join(texts)]
+
+    def rewritten(self, text: bytes) -> bytes:
+        """The chunk that the client gets, where that is another one."""
+        return chunk(b"%b%b%b" % (self.onto[0], text, self.onto[1])) if self.onto is not None else b""
+
+    def taken(self) -> tuple[int, bytes]:
+        """How many events there were, and their texts; from now on anew."""
+        found = self.count, b"".join(self._texts)
+        self.count, self._texts = 0, []
+        return found
 
 
 class Observer(Protocol):
     """Sees the payload (no chunk framing, content encoding as sent) of one answer.
 
     `rewrites`: the client gets what `feed` returns, framed anew; otherwise it gets the endpoint's own bytes and the return
-    value is ignored, which costs less.
+    value is ignored, which costs less. `steady`: events that need not be fed one by one, until the next one that is fed.
     """
 
     rewrites: bool
+    steady: Steady | None
 
     def feed(self, payload: bytes) -> bytes: ...
 
@@ -228,7 +268,7 @@ class Front(Protocol):
         """Content type and body of a refusal."""
         ...
 
-    def stream_error(self, refusal: Refusal) -> bytes:
+    def stream_error(self, refusal: Refusal, route: Route | None) -> bytes:
         """The refusal as the last events of a stream that has begun."""
         ...
 
@@ -276,16 +316,19 @@ class PlainFront:
         return route.with_facts(route.service.facts(head, body))
 
     def matched(self, head: RequestHead) -> Service | None:
-        """The service whose host or path prefix the request has; None = the first one, for want of another."""
-        found = self._match(head)
-        return found.service if isinstance(found, Route) and found is not self._default else None
+        """The service whose host or path prefix the request has; None = no service's."""
+        found = self._by_rule(head)
+        return found.service if found is not None else None
 
     def _match(self, head: RequestHead) -> Route | Refusal:
+        return self._by_rule(head) or self._default
+
+    def _by_rule(self, head: RequestHead) -> Route | None:
         name = (head.host or b"").partition(b":")[0].decode("latin-1").lower()
         for host, prefix, route in self._rules:
             if host in ("", name) and head.target.startswith(prefix):
                 return route
-        return self._default
+        return None
 
     def admit(
         self, principal: Principal, route: Route, client: ClientStream
@@ -304,7 +347,7 @@ class PlainFront:
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
         return render(refusal)
 
-    def stream_error(self, refusal: Refusal) -> bytes:
+    def stream_error(self, refusal: Refusal, route: Route | None) -> bytes:
         return b"data: " + render(refusal)[1] + b"\n\n"
 
 

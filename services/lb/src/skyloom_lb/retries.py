@@ -19,19 +19,28 @@ class Failed(enum.Enum):
     STATUS = "Status5xx"
 
 
-class RetryBudget:
-    """Each request earns a share of a retry, each retry spends one; a few are always there for quiet services."""
+_A_SECOND = 2.0
 
-    __slots__ = ("_most", "_share", "_tokens")
+
+class RetryBudget:
+    """Each request earns a share of a retry, each retry spends one; quiet services have a few a second."""
+
+    __slots__ = ("_at_least", "_most", "_share", "_tokens")
 
     def __init__(self, share: float, at_least: float = 10.0) -> None:
         self._share = share
+        self._at_least = at_least
         self._most = at_least + 100 * share
         self._tokens = at_least
 
     def earn(self) -> None:
         if self._tokens < self._most:
             self._tokens += self._share
+
+    def trickle(self, seconds: float) -> None:
+        """Time passed."""
+        if self._tokens < self._at_least:
+            self._tokens = min(self._at_least, self._tokens + _A_SECOND * seconds)
 
     def spend(self) -> bool:
         if self._tokens < 1.0:

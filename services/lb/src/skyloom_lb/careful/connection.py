@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+import socket
+import struct
 import time
 from typing import TYPE_CHECKING
 
@@ -25,9 +27,14 @@ if TYPE_CHECKING:
     from skyloom_lb.balancer import Balancer
 
 _STALLED = Refusal(408, "request_timeout", "The request's body did not come.")
+_NO_TUNNEL = Refusal(
+    405, "method_not_allowed", "CONNECT is not served here.", headers=((b"allow", b"GET, HEAD, POST"),)
+)
 _EXPECTATION = Refusal(
     417, "expectation_failed", "Of the header Expect only 100-continue is understood here."
 )
+_RESET = struct.pack("ii", 1, 0)
+"""Linger no second."""
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
 
 
@@ -51,6 +58,8 @@ class CarefulConnection(FrontConnection):
 
     def serve(self, head: RequestHead, data: bytes) -> None:
         """`data`: what was read after the head."""
+        if head.method == b"CONNECT":
+            return self._refuse(_NO_TUNNEL)
         if head.expect not in (b"", b"100-continue"):
             return self._refuse(_EXPECTATION)
         self.closing = head.close or head.version == "1.0" or self.balancer.draining
@@ -88,8 +97,21 @@ class CarefulConnection(FrontConnection):
             exchange.take(payload)
         return None
 
+    @property
+    def takes_chunks(self) -> bool:
+        return self._plain is None
+
     def write(self, data: bytes) -> None:
         super().write(data if self._plain is None else self._plain.feed(data))
+
+    def close_broken(self) -> None:
+        if (
+            self._plain is not None
+        ):  # its answer ends with the connection: only a reset says that this is not the end
+            connection = self.transport.get_extra_info("socket")
+            if connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        super().close_broken()
 
     def hold(self) -> None:
         if not self._held:

@@ -6,6 +6,7 @@ endpoint would read it as requests that nobody has checked. The permit is held a
 
 from __future__ import annotations
 
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -109,6 +110,13 @@ class Upgrade(CarefulExchange):
         named = [one for one in response.named if one != b"upgrade"]
         block = without(response.block, as_written(response.block, (*_NOT_BACK, *named)))
         self.client.write(b"%b%bx-request-id: %b\r\n\r\n%b" % (response.start, block, self.request_id, data))
+        for transport in (
+            self.client.transport,
+            upstream.transport,
+        ):  # nothing else ends one whose peer has vanished
+            connection = transport.get_extra_info("socket")
+            if connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.client.write_paused:
             upstream.pause()
         return super().feed_from(upstream)

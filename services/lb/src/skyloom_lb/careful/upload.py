@@ -244,14 +244,20 @@ class CarefulExchange(Exchange):
             self._excuse(now)
         super().check(now)
 
+    def _silent(self, idle: float, now: float) -> None:
+        if not self.upload.over and now - self.client.since > idle:  # the endpoint waits for it too
+            self.client.close_broken()
+            self.cancel("ClientStalled")
+        else:
+            super()._silent(idle, now)
+
     def _excuse(self, now: float) -> None:
         """The endpoint owes nothing while it is the client that is waited for."""
-        assert self.upstream is not None
         if self.phase == ANSWERING:
             self.last_read = max(self.last_read, self.client.since)
         elif self.said:
             self.phase_since = now
-        elif now - self.upstream.sent_at > _SILENCE:
+        elif self.upstream is not None and now - self.upstream.sent_at > _SILENCE:
             self.say_continue()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from skyloom_lb.exchange import Observer, Refusal, Resume, Route
 from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING, Entry
 from skyloom_lb.retries import Failed, may_retry, no_answer
+from skyloom_lb.wire.headers import MAX_HEAD
 from skyloom_lb.wire.response import ResponseHead
 
 if TYPE_CHECKING:
@@ -24,6 +25,26 @@ OURS = frozenset((errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS
 NO_SOCKETS = Refusal(503, "out_of_sockets", "The balancer has no more connections to give.", retry_after=1.0)
 _STALE_WITHIN = 1.0
 """Seconds: a kept-alive connection that ends later than this after the request was sent died of something else."""
+_STALE_AT_ONCE = 0.1
+"""The same for a request that must not be served twice: an endpoint that closes an idle connection does not take longer."""
+
+
+_HTTP = b"HTTP/1."
+_INTERIM = b"HTTP/1.1 1"
+_STATUS_LINE = len(b"HTTP/1.1 200")
+
+
+def _final(data: bytes) -> bytes:
+    """Without the interim answers before the final one."""
+    while data.startswith(_INTERIM) and (end := data.find(b"\r\n\r\n")) >= 0:
+        data = data[end + 4 :]
+    return data
+
+
+def _is_open(data: bytes) -> bool:
+    """Whether it is too early to say what the final answer is."""
+    begins = len(data) < _STATUS_LINE and _HTTP.startswith(data[: len(_HTTP)])
+    return begins or (data.startswith(_INTERIM) and len(data) <= MAX_HEAD)
 
 
 class Attempts(Entry):
@@ -36,6 +57,8 @@ class Attempts(Entry):
     observer: Observer | None = None
     resume: Resume | None = None
     tried: tuple[str, ...] = ()
+    hedge_said: bytes = b""
+    """The hedge has, and it is not enough to know whether it has won."""
     failure: Refusal | None = None
     """What the last failed attempt would be called, when nobody is left to try."""
     buffer: bytes = b""
@@ -56,7 +79,8 @@ class Attempts(Entry):
         if backend is None:
             nobody = Refusal(503, "no_endpoint", self.service.why_none(), retry_after=1.0)
             return self.give_up(self.failure or nobody)
-        self.service.budget.earn()
+        if not self.retries:  # a retry earns no other one
+            self.service.budget.earn()
         return self.go_to(backend)
 
     def go_to(self, backend: Backend, fresh: bool = False) -> None:
@@ -103,7 +127,7 @@ class Attempts(Entry):
         parts = (
             head.method,
             b" ",
-            backend.address.prefix,
+            backend.address.prefix if target.startswith(b"/") else b"",  # OPTIONS * is about the server
             target,
             b" HTTP/1.1",
             head.onward(drop),
@@ -116,9 +140,9 @@ class Attempts(Entry):
 
     # --- what goes wrong before the first byte
 
-    def connect_failed(self, error: OSError) -> None:
+    def connect_failed(self, error: OSError | UnicodeError) -> None:
         self.pending = None
-        if error.errno in OURS:
+        if isinstance(error, OSError) and error.errno in OURS:
             self.service.abandoned(self.backend)
             self.phase = WAITING
             self.give_up(NO_SOCKETS)
@@ -128,15 +152,25 @@ class Attempts(Entry):
     def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None:
         if upstream is self.hedge:
             self.hedge = None
-            self.service.failed(upstream.pool.backend, Failed.NO_ANSWER.value, time.monotonic())
+            backend = upstream.pool.backend
+            if self._is_stale(upstream):
+                backend.stats.stale += 1
+                self.service.abandoned(backend)
+            else:
+                now = time.monotonic()
+                self.service.failed(backend, Failed.NO_ANSWER.value, now, now - upstream.sent_at)
         elif self.phase == WAITING:
-            stale = upstream.used and not self.buffer and time.monotonic() - upstream.sent_at < _STALE_WITHIN
+            stale = not self.buffer and self._is_stale(upstream)
             self.attempt_failed(Failed.STALE if stale else Failed.NO_ANSWER)
         elif self.phase == ANSWERING and self.response is not None:
             if self.response.until_close and error is None:
                 self.end_of_answer()
             else:
                 self.broken("EndpointDied")
+
+    def _is_stale(self, upstream: Upstream) -> bool:
+        within = _STALE_WITHIN if self.route.may_replay(self.head) else _STALE_AT_ONCE
+        return upstream.used and time.monotonic() - upstream.sent_at < within
 
     def attempt_failed(self, failed: Failed) -> None:
         """No byte of this attempt has reached the client."""
@@ -148,8 +182,9 @@ class Attempts(Entry):
         if failed is Failed.STALE:
             backend.stats.stale += 1
             self.service.abandoned(backend)
-            return self.go_to(backend, fresh=True)
-        self.service.failed(backend, failed.value, time.monotonic())
+            return self.go_to(backend, fresh=True) if self.hedge is None else self.take_hedge()
+        now = time.monotonic()
+        self.service.failed(backend, failed.value, now, now - self.phase_since)
         self.tried += (backend.id,)
         if self.hedge is not None:
             return self.take_hedge()
@@ -181,12 +216,15 @@ class Attempts(Entry):
 
     def let_go(self) -> None:
         if self.phase == CONNECTING:
-            self.service.abandoned(self.backend)
+            now = time.monotonic()
+            self.service.abandoned(self.backend, now, now - self.phase_since)
         if self.upstream is not None or self.hedge is not None:
+            now = time.monotonic()
             for upstream in (self.upstream, self.hedge):
                 if upstream is not None:
                     upstream.close()
-                    self.service.abandoned(upstream.pool.backend)
+                    waited = now - upstream.sent_at if self.phase == WAITING else 0.0
+                    self.service.abandoned(upstream.pool.backend, now, waited)
             self.upstream = self.hedge = None
         self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
 
@@ -194,16 +232,21 @@ class Attempts(Entry):
 
     def hedge_now(self) -> None:
         """A second attempt on a kept-alive connection of another endpoint, for a request that may be replayed."""
+        if not self.route.may_replay(self.head):
+            return
         other = self.service.pick(self.route.facts, (*self.tried, self.backend.id))
-        if other is None or not self.route.may_replay(self.head) or not self.service.budget.spend():
+        if other is None:
             return
         pool: Pool = other.pool  # type: ignore[assignment]
         upstream = pool.take()
         if upstream is None:
             return
+        if not self.service.budget.spend():
+            pool.put(upstream)
+            return
         self.service.started(other)
         self.service.stats.hedges += 1
-        self.hedge = upstream
+        self.hedge, self.hedge_said = upstream, b""
         upstream.send(self, self.payload(other))
 
     def take_hedge(self) -> None:
@@ -215,17 +258,36 @@ class Attempts(Entry):
         self.endpoint = self.backend.id
         self.phase = WAITING
         self.phase_since = upstream.sent_at
-        self.buffer = b""
+        self.buffer = self.hedge_said
 
-    def hedge_won(self) -> None:
+    def hedge_answer(self, data: bytes, now: float) -> bytes:
+        """What it says once it has won; nothing while that is not clear. One that says no must not end an attempt that may still
+        answer, and is not asked again."""
+        hedge = self.hedge
+        assert hedge is not None
+        hedge.used = False  # its end would not be that of an idle connection
+        data = _final(self.hedge_said + data)
+        if _is_open(data):
+            self.hedge_said = data
+            return b""
+        status = int(data[9:12]) if data[9:12].isdigit() and data.startswith(_HTTP) else 502
+        if status >= 500 or status in self.service.settings.retries.statuses:
+            self.hedge = None
+            hedge.close()
+            self.tried += (hedge.pool.backend.id,)
+            self.service.finished(hedge.pool.backend, status, now - hedge.sent_at, now)
+            return b""
         first = self.upstream
         if first is not None:
             first.close()
-            self.service.abandoned(first.pool.backend)
+            self.service.abandoned(first.pool.backend, now, now - first.sent_at)
+        self.hedge_said = b""
         self.take_hedge()
+        return data
 
     def drop_hedge(self) -> None:
         upstream, self.hedge = self.hedge, None
         if upstream is not None:
             upstream.close()
-            self.service.abandoned(upstream.pool.backend)
+            now = time.monotonic()
+            self.service.abandoned(upstream.pool.backend, now, now - upstream.sent_at)

@@ -133,7 +133,7 @@ class Entry(Outcome, ABC):
         self.refused = refusal.code
         front = self.balancer.front
         if self.committed:
-            self.client.write(chunk(front.stream_error(refusal)) + LAST_CHUNK)
+            self.client.write(chunk(front.stream_error(refusal, self.route)) + LAST_CHUNK)
             return self.over()
         content_type, body = front.render(refusal)
         return self.reply(Reply(refusal.status, body, content_type, with_retry_after(refusal)))
@@ -160,6 +160,12 @@ class Entry(Outcome, ABC):
         self.error = reason
         self.over()
 
+    def fault(self) -> None:
+        """A fault of ours: the request must not stay for ever."""
+        if self.phase != OVER:
+            self.client.close_broken()
+            self.cancel("InternalError")
+
     def over(self) -> None:
         """Exactly once, however it ended."""
         if self.phase == OVER:
@@ -171,8 +177,14 @@ class Entry(Outcome, ABC):
         self.phase = OVER
         self.body = b""  # the log may keep this object for a while
         self.ended = time.monotonic()
-        self._give_back_permit()
-        self.balancer.finish(self)
+        for act in (
+            self.balancer.finish,
+            Entry._give_back_permit,
+        ):  # in this order: the permit is settled by the counts
+            try:
+                act(self)
+            except Exception:
+                _log.exception("a request did not end well")
         self.client.done(self)
 
     # --- a held stream (exchange.ClientStream)

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from skyloom_lb.exchange import Refusal
+from skyloom_lb.exchange import Refusal, with_retry_after
 from skyloom_lb.fast.entry import Entry
 from skyloom_lb.fast.relay import Exchange
 from skyloom_lb.wire.head import Memory
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _AHEAD = 256 * 1024
 """Bytes of later requests that are kept while one is served."""
+
+
+def plain_address(address: str) -> str:
+    """An IPv4 client of an IPv6 listener is an IPv4 client."""
+    return address.removeprefix("::ffff:") if "." in address else address
 
 
 class FrontConnection(asyncio.Protocol):
@@ -56,7 +61,7 @@ class FrontConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
         peer = transport.get_extra_info("peername")
-        self.peer = peer[0] if isinstance(peer, tuple) else "unix"
+        self.peer = plain_address(peer[0]) if isinstance(peer, tuple) else "unix"
         if not self.balancer.welcome(self):
             refusal = Refusal(503, "too_many_connections", "The balancer has no room for another connection.")
             self._refuse(refusal)
@@ -79,6 +84,11 @@ class FrontConnection(asyncio.Protocol):
         if exchange is not None and exchange.upstream is not None:
             exchange.upstream.resume()
             exchange.last_read = time.monotonic()
+        elif exchange is None and not self.closing:
+            self.since = time.monotonic()
+            self.transport.resume_reading()
+            if self._buffer:
+                asyncio.get_running_loop().call_soon(self._next)
 
     def stalled(self, seconds: float, now: float) -> bool:
         """Whether the client took nothing for so long; asked again and again while writing is paused."""
@@ -99,7 +109,7 @@ class FrontConnection(asyncio.Protocol):
         if self.closing:
             return None  # it was told so
         if self._buffer:
-            data, self._buffer = self._buffer + data, b""
+            data = self._buffer + data
         if data[:2] == b"\r\n":  # one empty line before a request is allowed
             data = data[2:]
         return self._begin(data)
@@ -114,10 +124,14 @@ class FrontConnection(asyncio.Protocol):
             return self._refuse(
                 Refusal(400, "bad_request", f"This is not a request that can be served: {bad.reason}.")
             )
+        self._buffer = b""
         if head.odd or length > self.balancer.settings.fast_body:
-            return self._hand_over(head, data)
+            return self._hand_over(data)
         total = end + length
         if len(data) < total:
+            stranger = self.balancer.front.authenticate(head, self.peer)
+            if isinstance(stranger, Refusal):  # nobody's memory is for strangers
+                return self._refuse(stranger)
             self._pending, self._parts, self._need = head, [data[end:]], total - len(data)
             self.since = time.monotonic()
             return None
@@ -130,7 +144,7 @@ class FrontConnection(asyncio.Protocol):
         check_partial(data[: MAX_HEAD + 1])
         if data and not data[:1].isalpha():
             raise BadMessage("it does not look like HTTP")
-        if not self._buffer and not self._pending:
+        if not self._buffer:
             self.since = time.monotonic()
         self._buffer = data
 
@@ -167,15 +181,27 @@ class FrontConnection(asyncio.Protocol):
         content_type, body = self.balancer.front.render(refusal)
         self.balancer.refused_early(refusal.code)
         self.closing = True
-        self.transport.write(own_answer(refusal.status, content_type, body, close=True))
+        self._pending, self._parts, self._buffer = None, [], b""
+        headers = with_retry_after(refusal)
+        self.transport.write(own_answer(refusal.status, content_type, body, headers=headers, close=True))
         self.balancer.close_gently(self.transport)
 
-    def _hand_over(self, head: RequestHead, data: bytes) -> None:
+    def _hand_over(self, data: bytes) -> None:
         """To the careful lane, with everything read so far; this object is done with the connection."""
         self.balancer.fronts.discard(self)
-        self.balancer.careful.take(self.transport, head, data, self.peer, self.write_paused)
+        self.balancer.careful.take(self.transport, data, self.peer, self.write_paused)
 
     # --- what the exchange asks
+
+    @property
+    def busy(self) -> bool:
+        """Without an exchange too: a request is half here, or an answer has not all left."""
+        return self.receiving or self.transport.get_write_buffer_size() > 0
+
+    @property
+    def receiving(self) -> bool:
+        """A request is half here."""
+        return self._pending is not None or bool(self._buffer)
 
     def forwarded(self, head: RequestHead) -> bytes:
         """The lines that tell the endpoint who asked; made anew only when the host or an incoming line is another."""
@@ -185,6 +211,11 @@ class FrontConnection(asyncio.Protocol):
                 return lines
             self._forwarded, self._forward_host = lines, head.host
         return self._forwarded
+
+    @property
+    def takes_chunks(self) -> bool:
+        """As they come."""
+        return True
 
     def write(self, data: bytes) -> None:
         if data and not self.transport.is_closing():
@@ -205,6 +236,8 @@ class FrontConnection(asyncio.Protocol):
             return
         if self.closing or self.balancer.draining:
             self.transport.close()
+        elif self.write_paused:
+            self.transport.pause_reading()  # it takes what it asked for before it asks for more
         elif self._buffer:
             # A turn of the loop between pipelined requests: thousands in one read must not nest, nor starve others.
             asyncio.get_running_loop().call_soon(self._next)
@@ -216,9 +249,13 @@ class FrontConnection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Asked by the sweep: idle for too long, or a request that does not come to its end."""
-        if self.exchange is not None or self.transport.is_closing():
+        if self.exchange is not None:
             return
         settings = self.balancer.settings
+        if self.write_paused or self.transport.is_closing():
+            if self.transport.get_write_buffer_size() and self.stalled(settings.body_seconds, now):
+                self.transport.abort()
+            return
         waited = now - self.since
         if self._pending is not None:
             if waited > settings.body_seconds:

@@ -7,11 +7,13 @@ an error event; and the client's connection closed in the middle. A broken answe
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from skyloom_lb.exchange import FREE, Refusal, Resume
 from skyloom_lb.fast.attempts import Attempts
 from skyloom_lb.fast.entry import ADMITTING, ANSWERING, CONNECTING, WAITING
+from skyloom_lb.fast.flow import Flow
 from skyloom_lb.fast.upstream import Upstream
 from skyloom_lb.retries import Comeback, Failed
 from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
@@ -26,6 +28,7 @@ RATE_LIMITS = tuple(
 )
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
 TOO_LONG = Refusal(504, "timeout", "The request took longer than its service allows.")
+_log = logging.getLogger(__name__)
 
 
 class Exchange(Attempts):
@@ -38,6 +41,8 @@ class Exchange(Attempts):
     reusable: bool = True
     """The endpoint's connection, after this answer."""
     reader: ChunkReader | None = None
+    mute: bool = False
+    """The head of a stream is here and nothing else."""
     _comeback: Comeback | None = None
 
     @property
@@ -48,27 +53,70 @@ class Exchange(Attempts):
         return self._comeback
 
     def answer(self, upstream: Upstream, data: bytes) -> None:
-        if upstream is self.hedge:
-            self.hedge_won()
         now = time.monotonic()
         try:
             if self.phase == ANSWERING:
-                if self.route.stream:
+                if self.mute:
+                    self._first_payload(now)
+                elif self.route.stream:
                     self.service.stats.gaps.add(now - self.last_read)
                 self.last_read = now
+                flow, upstream.flow = upstream.flow, None
                 payload = self.reader.only(data) if self.reader is not None else None
                 if payload is None:
                     self._body(data)
                 else:
                     self._one_chunk(data, payload)
+                    self._flow(upstream, flow)
             else:
+                if upstream is self.hedge:
+                    data = self.hedge_answer(data, now)
+                    if not data:
+                        return
                 self.last_read = now
                 self._head(upstream, data)
         except BadMessage as bad:
-            if self.phase == ANSWERING:
-                self.broken(f"BadResponse: {bad.reason}")
-            else:
-                self.attempt_failed(Failed.GARBAGE)
+            self._bad_answer(f"BadResponse: {bad.reason}")
+        except Exception:
+            _log.exception("an answer could not be passed on")
+            self._bad_answer("InternalError")
+
+    def _one_chunk(self, data: bytes, payload: bytes) -> None:
+        """What `_body` does, for the usual read of a stream: what nobody changes is not framed anew."""
+        observer = self.observer
+        if observer is not None:
+            seen = observer.feed(payload)
+            if seen is not payload and observer.rewrites:
+                data = chunk(seen)
+        self.bytes_out += len(data)
+        self.client.write(data)
+
+    def _flow(self, upstream: Upstream, before: Flow | None) -> None:
+        """The next events need no look if they are like this one."""
+        steady = self.observer.steady if self.observer is not None else None
+        if (
+            steady is None
+            or self.upstream is not upstream
+            or not self.route.stream
+            or not self.client.takes_chunks
+        ):
+            return
+        if before is None or before.steady is not steady:
+            before = Flow(self, steady, self.service.stats.gaps, self.client.transport)
+        upstream.flow = before
+
+    def _first_payload(self, now: float) -> None:
+        """Of a stream: engines send its head long before its first token."""
+        self.mute = False
+        self.first_byte = self.answered_at = now
+
+    def _bad_answer(self, reason: str) -> None:
+        if self.phase == ANSWERING:
+            self.broken(reason)
+        elif self.phase == WAITING:
+            self.attempt_failed(Failed.GARBAGE)
+        else:
+            self.fault()
 
     def _head(self, upstream: Upstream, data: bytes) -> None:
         if self.buffer:
@@ -87,7 +135,10 @@ class Exchange(Attempts):
             if response.status == 101:
                 raise BadMessage("an upgrade that nobody asked for")
             if response.status != 100 and not self.committed:
-                self.client.write(data[:end])
+                self.client.write(b"%b%b\r\n" % (response.start, response.onward(())))
+            upstream.used = (
+                False  # its end would not be that of an idle connection: it has begun with this request
+            )
             data = data[end:]
             if not data:
                 self.buffer = b""
@@ -118,7 +169,21 @@ class Exchange(Attempts):
             return self._whole(prefix, data)
         if self.client.write_paused and self.upstream is not None:
             self.upstream.pause()
-        return self._body(data, prefix)
+        if self.route.stream and not data:
+            self.mute = True
+        try:
+            return self._body(data, prefix)
+        except Exception:
+            if prefix and self.phase == ANSWERING:
+                self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Nothing of this answer has reached the client: another endpoint may give one."""
+        self.phase = WAITING
+        self.response = self.observer = self.reader = None
+        self.framed = False
+        self.status, self.first_byte = 0, 0.0
 
     def _frame(self, response: ResponseHead, length: int | None) -> None:
         self.reader = ChunkReader() if response.chunked else None
@@ -181,27 +246,18 @@ class Exchange(Attempts):
             self.observer.feed(body)
         self._ended(head + body)
 
-    def _one_chunk(self, data: bytes, payload: bytes) -> None:
-        """What `_body` does, for the usual read of a stream: what nobody changes is not framed anew."""
-        observer = self.observer
-        if observer is not None:
-            seen = observer.feed(payload)
-            if observer.rewrites and seen is not payload:
-                data = chunk(seen)
-        self.bytes_out += len(data)
-        self.client.write(data)
-
     def _ended(self, data: bytes) -> None:
         """The endpoint's answer is complete."""
         if self.observer is not None:
             last = self.observer.end(self)
             if isinstance(last, Resume):
+                data += chunk(last.before)
                 self.bytes_out += len(data)
                 self.client.write(data)
                 self._release()
                 if self.comeback.may_go_on(time.monotonic(), self.bytes_out):
                     return self._carry_on(last, "EndedEarly")
-                return self._end_badly("EndedEarly", self.balancer.front.stream_error(DIED))
+                return self._end_badly("EndedEarly", self.balancer.front.stream_error(DIED, self.route))
             if self.framed:
                 data += chunk(last)
         if self.framed:
@@ -231,7 +287,8 @@ class Exchange(Attempts):
         assert upstream is not None
         self.upstream = None
         upstream.close()
-        self.service.finished(self.backend, response.status, 0.0, self.last_read)
+        waited = self.last_read - upstream.sent_at
+        self.service.finished(self.backend, response.status, waited, self.last_read)
         self.tried = tried
         self.phase = WAITING
         if nobody:
@@ -248,24 +305,34 @@ class Exchange(Attempts):
         if upstream is not None:
             upstream.close()
             self.tried += (self.backend.id,)
-            self.service.failed(self.backend, "EndpointDied", time.monotonic())
-        last = self.observer.broken(reason, self) if self.observer is not None else None
+            waited = self.answered_at - upstream.sent_at
+            self.service.failed(self.backend, "EndpointDied", time.monotonic(), waited)
+        try:
+            last = self.observer.broken(reason, self) if self.observer is not None else None
+        except Exception:
+            _log.exception("a broken answer could not be continued")
+            last = None
         if isinstance(last, Resume) and self.comeback.may_go_on(time.monotonic(), self.bytes_out):
             return self._carry_on(last, reason)
         if isinstance(last, bytes) and self.framed:
             return self._end_badly(reason, last)
         if self.observer is not None or self.committed:
-            return self._end_badly(reason, self.balancer.front.stream_error(DIED))
+            return self._end_badly(reason, self.balancer.front.stream_error(DIED, self.route))
         return self._end_badly(reason, None)
 
     def _end_badly(self, reason: str, last: bytes | None) -> None:
         """A well-formed error event where events are understood; otherwise the connection ends in the middle."""
         self.error = reason
-        if last is not None and self.framed:
+        if last is not None and self.framed and self._in_events():
             self.client.write(chunk(last) + LAST_CHUNK)
         else:
             self.client.close_broken()
         self.over()
+
+    def _in_events(self) -> bool:
+        """Whether what the client gets are events, so that an error can be one of them."""
+        response = self.response
+        return self.committed or response is None or response.content_type.startswith(b"text/event-stream")
 
     def _carry_on(self, resume: Resume, reason: str) -> None:
         """The answer goes on from another endpoint; the client sees one stream."""
@@ -295,7 +362,7 @@ class Exchange(Attempts):
         elif self.comeback.may_go_on(time.monotonic(), self.bytes_out):
             self._carry_on(resume, reason)
         else:
-            self._end_badly(reason, self.balancer.front.stream_error(DIED))
+            self._end_badly(reason, self.balancer.front.stream_error(DIED, self.route))
 
     def _resumed(self, response: ResponseHead, length: int | None, data: bytes) -> None:
         assert self.observer is not None
@@ -306,6 +373,8 @@ class Exchange(Attempts):
         if self.observer.resumed(response):
             self.comeback.answered()
             self.tried = ()
+            if self.client.write_paused and self.upstream is not None:
+                self.upstream.pause()
         else:
             return self.broken(f"ResumeRefused: {response.status}")
         return self._body(data)
@@ -315,7 +384,9 @@ class Exchange(Attempts):
         self.reusable = False
         self._release()
         words = f"The endpoint answered with status {status}."
-        self._end_badly("Status", self.balancer.front.stream_error(Refusal(502, "endpoint_error", words)))
+        self._end_badly(
+            "Status", self.balancer.front.stream_error(Refusal(502, "endpoint_error", words), self.route)
+        )
 
     # --- asked by the sweep
 
@@ -348,7 +419,7 @@ class Exchange(Attempts):
 
     def _too_long(self) -> None:
         if self.observer is not None or self.phase == ANSWERING:
-            last = self.balancer.front.stream_error(TOO_LONG) if self.framed else None
+            last = self.balancer.front.stream_error(TOO_LONG, self.route) if self.framed else None
             self._end_badly("TotalTimeout", last)
         else:
             self.refuse(TOO_LONG)

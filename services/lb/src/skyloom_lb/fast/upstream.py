@@ -14,6 +14,7 @@ from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.response import ResponseHead
 
 if TYPE_CHECKING:
+    from skyloom_lb.fast.flow import Flow
     from skyloom_lb.service import Backend
 
 MAX_IDLE = 1024
@@ -25,7 +26,8 @@ class User(Protocol):
 
     def connected(self, upstream: Upstream) -> None: ...
 
-    def connect_failed(self, error: OSError) -> None: ...
+    def connect_failed(self, error: OSError | UnicodeError) -> None:
+        """`UnicodeError`: a host that is no name."""
 
     def answer(self, upstream: Upstream, data: bytes) -> None: ...
 
@@ -33,13 +35,15 @@ class User(Protocol):
 
 
 class Upstream(asyncio.Protocol):
-    __slots__ = ("exchange", "idle_since", "paused", "pool", "sent_at", "transport", "used")
+    __slots__ = ("exchange", "flow", "idle_since", "paused", "pool", "sent_at", "transport", "used")
 
     transport: asyncio.Transport
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.exchange: User | None = None
+        self.flow: Flow | None = None
+        """What passes the events of its stream on that need no look."""
         self.used = False
         """An exchange was completed on it: an end before the next answer may be the keep-alive's end."""
         self.paused = False
@@ -55,6 +59,12 @@ class Upstream(asyncio.Protocol):
         self.transport.write(payload)
 
     def data_received(self, data: bytes) -> None:
+        flow = self.flow
+        if flow is not None:
+            passed = flow.passes(data)
+            if passed == len(data):
+                return
+            data = data[passed:]
         exchange = self.exchange
         if exchange is None:
             self.close()
@@ -62,7 +72,7 @@ class Upstream(asyncio.Protocol):
             exchange.answer(self, data)
 
     def connection_lost(self, error: Exception | None) -> None:
-        exchange, self.exchange = self.exchange, None
+        exchange, self.exchange, self.flow = self.exchange, None, None
         if exchange is not None:
             exchange.upstream_lost(self, error)
         else:
@@ -80,12 +90,12 @@ class Upstream(asyncio.Protocol):
 
     def close(self) -> None:
         """At once: what the endpoint still wants to say is for nobody."""
-        self.exchange = None
+        self.exchange = self.flow = None
         self.transport.abort()
 
     def release(self, reusable: bool) -> None:
         """Back to the pool when the answer ended cleanly and our own request has left."""
-        self.exchange = None
+        self.exchange = self.flow = None
         if self.paused:
             self.resume()  # it would never notice its end
         if reusable and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
@@ -101,7 +111,6 @@ class Pool:
         self.heads: Memory[ResponseHead] = Memory()
         self._tls = tls
         self._idle: list[Upstream] = []
-        self._closed = False
 
     def take(self) -> Upstream | None:
         while self._idle:
@@ -111,7 +120,7 @@ class Pool:
         return None
 
     def put(self, upstream: Upstream) -> None:
-        if self._closed or len(self._idle) >= MAX_IDLE:
+        if self.backend.state == "draining" or len(self._idle) >= MAX_IDLE:
             upstream.transport.abort()
             return
         upstream.idle_since = time.monotonic()
@@ -135,7 +144,7 @@ class Pool:
                 ssl=self._tls,
                 server_hostname=address.host if self._tls else None,
             )
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             exchange.connect_failed(error)
         else:
             exchange.connected(upstream)
@@ -146,7 +155,6 @@ class Pool:
             self._idle.pop(0).transport.abort()
 
     def close_idle(self) -> None:
-        self._closed = self.backend.state == "draining"
         for upstream in self._idle:
             upstream.transport.abort()
         self._idle.clear()

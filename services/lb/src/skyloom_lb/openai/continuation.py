@@ -39,6 +39,12 @@ class SoFar:
             self.parts = ["".join(self.parts)]
         return self.parts[0] if self.parts else ""
 
+    def keep(self, text: str) -> None:
+        parts = self.parts
+        parts.append(text)
+        if len(parts) > 256:
+            self.parts = [self.text]
+
     @property
     def nothing(self) -> bool:
         """Nothing of the answer's substance has reached the client: it may simply be asked for again."""
@@ -86,12 +92,12 @@ def go_on(kind: Kind, sent: bytes, so_far: SoFar, *, by_ids: bool = True) -> GoO
 def only_usage(kind: Kind, sent: bytes, so_far: SoFar) -> GoOn | Cannot:
     """A request whose answer tells how many tokens the prompt has: one token that nobody will see."""
     request: dict[str, Any] = orjson.loads(sent)
-    why = so_far.obstacle or obstacle(kind, request)
-    if why:
-        return Cannot(why)
     for name in ("max_tokens", "max_completion_tokens", "min_tokens"):
         request.pop(name, None)
-    found = _continued(kind, {**request, "max_tokens": 1}, SoFar([so_far.text], 0), by_ids=False)
+    request["max_tokens"] = 1
+    if so_far.obstacle or obstacle(kind, request):
+        return GoOn(orjson.dumps({**request, "n": 1, "best_of": 1} if "n" in request else request))
+    found = _continued(kind, request, SoFar([so_far.text], 0), by_ids=False)
     if isinstance(found, GoOn):
         return GoOn(found.body, found.target, so_far.tokens, found.as_completion)
     return found
@@ -107,6 +113,8 @@ def obstacle(kind: Kind, request: dict[str, Any]) -> str:
             return f"{name} is {value}"
     if request.get("logprobs") or request.get("top_logprobs") or request.get("prompt_logprobs") is not None:
         return "log probabilities were asked for"
+    if request.get("stop") and request.get("include_stop_str_in_output"):
+        return "a part of a stop string may have been given"
     if request.get("use_beam_search"):
         return "use_beam_search is on"
     form = request.get("response_format")
@@ -160,7 +168,8 @@ def _continued(kind: Kind, request: dict[str, Any], so_far: SoFar, by_ids: bool)
         ids = so_far.prompt_ids if so_far.prompt_ids is not None else _ids(request.get("prompt"))
         # Chat answers are bounded by the context, completions by 16 tokens: only a limit of its own means the same in both.
         limited = kind is Kind.COMPLETIONS or made.get("max_tokens") or made.get("max_completion_tokens")
-        if ids is not None and limited and not request.get("tools"):
+        # With `stop` an engine holds text back whose tokens it has told.
+        if ids is not None and limited and not request.get("tools") and not request.get("stop"):
             return _by_ids(kind, made, ids + so_far.token_ids, so_far.tokens)
     if kind is Kind.CHAT:
         made["messages"] = _with_partial(request, so_far.text)

@@ -6,16 +6,18 @@ No I/O: bytes in, bytes out. What cannot be continued ends with an error event, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
-from skyloom_lb.exchange import Outcome, Resume
+from skyloom_lb.exchange import Outcome, Resume, Steady
 from skyloom_lb.openai.config import Price
 from skyloom_lb.openai.continuation import Cannot, Complete, GoOn, SoFar, go_on, only_usage
 from skyloom_lb.openai.errors import DONE, broken_stream
 from skyloom_lb.openai.request import Kind
+from skyloom_lb.openai.shape import Shapes
 from skyloom_lb.openai.usage import Usage, usage_of
 from skyloom_lb.wire.response import ResponseHead
 
@@ -23,6 +25,9 @@ _IDENTITY = ("id", "created", "model", "system_fingerprint", "service_tier")
 _USAGE_ATTEMPTS = 5
 _SHORT = 64
 """Bytes: no `[DONE]` is longer, whatever blanks are around it."""
+_EVENT_ENDS = (b"\n\n", b"\n\r\n")
+_LONGEST_EVENT = 8 * 1024 * 1024
+"""Bytes. A longer one goes on unread, and its stream is not continued."""
 _THINKING = ("reasoning_content", "reasoning", "thinking")
 
 
@@ -41,6 +46,36 @@ class StreamPlan:
     """We asked for it and the client did not."""
     prompt_estimate: int = 0
     price: Price | None = None
+    choices: int = 1
+    """How many answers were asked for; each has a finish of its own."""
+
+
+def _data_of(raw: bytes) -> bytes | None:
+    """What the `data` lines of an event hold; None when it has none."""
+    if raw.startswith(b"data:") and raw.find(b"\n") == len(raw) - 2:  # nearly every event
+        return raw[5:-2]
+    lines = [line[5:] for line in raw.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(lines) if lines else None
+
+
+def _is_sound(data: dict[str, Any]) -> bool:
+    """Whether everything that is looked at in an event is what it should be."""
+    choices = data.get("choices") or []
+    return isinstance(choices, list) and all(map(_is_choice, choices))
+
+
+def _is_choice(choice: Any) -> bool:
+    if not isinstance(choice, dict):
+        return False
+    delta, ids = choice.get("delta"), choice.get("token_ids")
+    texts = (choice.get("text"), delta.get("content") if isinstance(delta, dict) else None)
+    return (
+        (delta is None or isinstance(delta, dict))
+        and all(text is None or isinstance(text, str) for text in texts)
+        and (ids is None or (isinstance(ids, list) and all(isinstance(one, int) for one in ids)))
+        and isinstance(choice.get("finish_reason") or "", str)
+        and isinstance(choice.get("index") or 0, int)
+    )
 
 
 class StreamObserver:
@@ -51,9 +86,22 @@ class StreamObserver:
         self._outcome = outcome
         self._completion = plan.kind in (Kind.CHAT, Kind.COMPLETIONS)
         self._continues = plan.continues and self._completion
-        self._rest = b""
+        self._rest: list[bytes] = []
+        """An event whose end is not here yet."""
+        self._held = 0
+        """Bytes of it."""
+        self._unread = False
+        """The beginning of a very long event has gone on; its end does too."""
+        self._tail = b""
+        """Its last three: an event's end may come in parts."""
+        self._shapes = Shapes()
+        self.steady: Steady | None = None
         self._so_far = SoFar(token_ids=[] if plan.continues else None)
         self._identity: dict[str, Any] | None = None
+        self._textless: list[int] = []
+        """Tokens whose text the engine holds back, for it may be half a character: not given yet."""
+        self._finished: set[int] = set()
+        """The choices that are complete."""
         self._usage: Usage | None = None
         self._usage_given = False
         self._usage_asked = 0
@@ -74,30 +122,85 @@ class StreamObserver:
     # --- exchange.Observer
 
     def feed(self, payload: bytes) -> bytes:
-        data = self._rest + payload if self._rest else payload
-        if b"\r" in data:
-            held = data.endswith(b"\r")
-            data = data.replace(b"\r\n", b"\n")
-            if held:  # half a line end
-                self._rest = data
-                return b""
-        end = data.rfind(b"\n\n") + 2
-        if end < 2:
-            self._rest = data
+        self._take_over()
+        return self._feed(payload)
+
+    def _take_over(self) -> None:
+        """The tokens that went by unseen."""
+        if self.steady is None or not self.steady.count:
+            return
+        tokens, quoted = self.steady.taken()
+        self._so_far.tokens += tokens
+        if self._continues:
+            try:
+                self._so_far.keep(orjson.loads(b'"%b"' % quoted))
+            except orjson.JSONDecodeError:
+                self._so_far.obstacle = "the endpoint sent an event that is not JSON"
+
+    def _feed(self, payload: bytes) -> bytes:
+        """Looks for an event's end only where it can be new: a long one comes in thousands of pieces."""
+        if self._unread:
+            return self._rest_unread(payload)
+        new = self._tail + payload
+        if not any(end in new for end in _EVENT_ENDS):
+            return self._hold(payload, new[-3:])
+        data = b"".join((*self._rest, payload)).replace(b"\r\n", b"\n")
+        end_of_last = data.rfind(b"\n\n") + 2
+        self._keep_rest(data[end_of_last:])
+        if data.find(b"\n\n") == end_of_last - 2:
+            return self._event(data[:end_of_last])
+        return b"".join([self._event(one + b"\n\n") for one in data[: end_of_last - 2].split(b"\n\n")])
+
+    def _keep_rest(self, rest: bytes) -> None:
+        self._rest, self._held, self._tail = [rest] if rest else [], len(rest), rest[-3:]
+
+    def _hold(self, payload: bytes, tail: bytes) -> bytes:
+        self._rest.append(payload)
+        self._held += len(payload)
+        self._tail = tail
+        if self._held <= _LONGEST_EVENT:
             return b""
-        self._rest = data[end:]
-        event = self._event
-        if data.find(b"\n\n") == end - 2:
-            return event(data[:end])
-        return b"".join([event(one + b"\n\n") for one in data[: end - 2].split(b"\n\n")])
+        data = b"".join(self._rest)
+        self._keep_rest(b"")
+        self._so_far.obstacle = "the endpoint sent an event of more than 8 MB"
+        self._unread, self._tail = True, tail
+        return data
+
+    def _rest_unread(self, payload: bytes) -> bytes:
+        """Of an event whose beginning has gone on."""
+        new, before = self._tail + payload, len(self._tail)
+        ends = [at + len(end) for end in _EVENT_ENDS if (at := new.find(end)) >= 0]
+        if not ends:
+            self._tail = new[-3:]
+            return payload
+        self._unread, self._tail = False, b""
+        cut = min(ends) - before
+        return payload[:cut] + (self._feed(payload[cut:]) if payload[cut:] else b"")
 
     def end(self, outcome: Outcome) -> bytes | Resume:
+        self._take_over()
+        missing = b"\n" if self._tail.endswith(b"\n") else b"\n\n"
+        last = self._feed(missing) if self._rest and self._only_line_ends_miss() else b""
+        found = self._end(outcome)
+        return replace(found, before=last) if isinstance(found, Resume) else last + found
+
+    def _only_line_ends_miss(self) -> bool:
+        """Some engines save them at the end; half an event is none."""
+        text = _data_of(b"".join((*self._rest, b"\n\n")).replace(b"\r\n", b"\n"))
+        if text is None or not self._completion:
+            return False
+        with suppress(orjson.JSONDecodeError):
+            return text.strip() == b"[DONE]" or isinstance(orjson.loads(text), dict)
+        return False
+
+    def _end(self, outcome: Outcome) -> bytes | Resume:
         if self._closing:
             return self._complete(self._closing)
         if self._failure is not None:
             return self._go_on("EngineError", outcome)
         if self._done or not self._completion:
-            rest, self._rest = self._rest, b""
+            rest = b"".join(self._rest)
+            self._keep_rest(b"")
             return rest
         if self._so_far.finish:
             if self._continues and self._plan.wants_usage and self._usage is None:
@@ -107,12 +210,11 @@ class StreamObserver:
         return self._go_on("EndedEarly", outcome)
 
     def broken(self, reason: str, outcome: Outcome) -> Resume | bytes | None:
-        if self._done:
-            return b""
-        return self._go_on(reason, outcome)
+        self._take_over()
+        return b"" if self._done else self._go_on(reason, outcome)
 
     def resumed(self, head: ResponseHead) -> bool:
-        self._rest = b""
+        self._keep_rest(b"")
         if head.status == 200 and head.content_type.startswith(b"text/event-stream"):
             return True
         if 400 <= head.status < 500 and head.status not in (408, 409, 425, 429):
@@ -124,12 +226,9 @@ class StreamObserver:
     def _event(self, raw: bytes) -> bytes:
         if self._failure is not None or self._done:
             return b""
-        at = 0 if raw.startswith(b"data:") else raw.find(b"data:")
-        if at < 0 or (at and raw[at - 1] != 10):
+        text = _data_of(raw)
+        if text is None:
             return b"" if self._resumed else raw  # a comment, or an event without data
-        text = raw[at + 5 : -2]
-        if b"\ndata:" in text:
-            text = text.replace(b"\ndata:", b"\n")
         if len(text) < _SHORT and text.strip() == b"[DONE]":
             return self._last()
         if not self._completion:
@@ -139,7 +238,10 @@ class StreamObserver:
         except orjson.JSONDecodeError:
             self._so_far.obstacle = "the endpoint sent an event that is not JSON"
             return raw
-        return self._completion_event(raw, data) if isinstance(data, dict) else raw
+        if not isinstance(data, dict) or not _is_sound(data):
+            self._so_far.obstacle = "the endpoint sent an event of an unknown shape"
+            return raw
+        return self._completion_event(raw, data)
 
     def _completion_event(self, raw: bytes, data: dict[str, Any]) -> bytes:
         if data.get("error") is not None or data.get("object") == "error":
@@ -160,11 +262,21 @@ class StreamObserver:
             substance = self._choice(choice) or substance
         if usage is not None:
             self._take_usage(usage)
-            if self._resumed and self._usage is not None:
+            if self._resumed:
                 self._fill_usage(usage, self._usage)
-        if not self._resumed and not self._plan.by_ids:
-            return raw
-        return self._rewritten(raw, data) if substance else b""
+        given = self._rewritten(raw, data) if substance or not (self._resumed or self._plan.by_ids) else b""
+        if usage is None and len(choices) == 1:
+            self._remember(raw, given, choices[0])
+        return given
+
+    def _remember(self, raw: bytes, given: bytes, choice: dict[str, Any]) -> None:
+        """The next event will probably differ from this one in its text alone."""
+        delta = choice.get("delta")
+        text = choice.get("text") if delta is None else delta.get("content")
+        bare = delta is None or len(delta) == 1
+        special = any(choice.get(name) for name in ("index", "logprobs", "finish_reason", "token_ids"))
+        if text and bare and not special and not self._plan.by_ids:
+            self.steady = self._shapes.learn(raw, given, text, self._so_far.tokens) or self.steady
 
     def _failed(self, raw: bytes, data: dict[str, Any]) -> bytes:
         error = data.get("error")
@@ -172,6 +284,7 @@ class StreamObserver:
         if isinstance(code, int) and 400 <= code < 500 and code != 429:
             self._refused = "the endpoint refused the request"
         self._failure = raw
+        self.steady = None
         return b""
 
     def _choice(self, choice: dict[str, Any]) -> bool:
@@ -183,7 +296,9 @@ class StreamObserver:
             so_far.obstacle = "log probabilities were given"
         finish = choice.get("finish_reason")
         if finish:
-            so_far.finish = finish
+            self._finished.add(choice.get("index") or 0)
+            if len(self._finished) >= self._plan.choices:
+                so_far.finish = finish
         if self._plan.kind is Kind.CHAT and not self._as_completion:
             text, substance = self._delta(choice)
         else:
@@ -205,6 +320,8 @@ class StreamObserver:
             self._so_far.obstacle = "a refusal has begun"
         elif any(delta.get(name) for name in _THINKING):
             self._so_far.obstacle = "the model was thinking"
+        if self._so_far.obstacle and not delta.get("content") and "token_ids" not in choice:
+            self._so_far.tokens += any(value for name, value in delta.items() if name != "role")
         substance = any(value for name, value in delta.items() if name != "role")
         if "role" in delta:
             if self._role_given:
@@ -219,19 +336,20 @@ class StreamObserver:
             self._prompt_ids(choice.pop("prompt_token_ids"))
         ids = choice.pop("token_ids", None) if self._plan.by_ids else choice.get("token_ids")
         if ids is None:
-            if not text:
-                return
-            so_far.tokens += 1
-            so_far.token_ids = None
-        else:
-            so_far.tokens += len(ids)
+            if text:
+                so_far.token_ids = None
+                so_far.tokens += 1
+                if self._continues:
+                    so_far.keep(text)
+            return
+        self._textless += ids
+        if text:
+            so_far.tokens += len(self._textless)
             if so_far.token_ids is not None:
-                so_far.token_ids += ids
-        if text and self._continues:
-            so_far.parts.append(text)
-            if len(so_far.parts) > 256:
-                so_far.parts = [so_far.text]
-        self._outcome.completion_tokens = so_far.tokens
+                so_far.token_ids += self._textless
+            self._textless = []
+            if self._continues:
+                so_far.keep(text)
 
     def _prompt_ids(self, ids: Any) -> None:
         if isinstance(ids, list) and self._so_far.prompt_ids is None and not self._resumed:
@@ -280,19 +398,20 @@ class StreamObserver:
         if self._plan.hides_usage:
             return b""
         self._usage_given = True
-        if self._resumed and self._usage is not None:
+        if self._resumed:
             self._fill_usage(data["usage"], self._usage)
         return self._rewritten(raw, data)
 
-    def _fill_usage(self, into: dict[str, Any], usage: Usage) -> None:
+    def _fill_usage(self, into: Any, usage: Usage | None) -> None:
+        if usage is None or not isinstance(into, dict):
+            return
         into["prompt_tokens"], into["completion_tokens"] = usage.prompt, usage.completion
         into["total_tokens"] = usage.prompt + usage.completion
         details = into.get("prompt_tokens_details")
         if isinstance(details, dict) and "cached_tokens" in details:
             details["cached_tokens"] = usage.cached
 
-    def _own_usage_event(self) -> bytes:
-        usage = self._usage or Usage(self._plan.prompt_estimate, self._so_far.tokens)
+    def _own_usage_event(self, usage: Usage) -> bytes:
         told: dict[str, Any] = {}
         self._fill_usage(told, usage)
         return self._own_event({"choices": [], "usage": told})
@@ -306,11 +425,15 @@ class StreamObserver:
     def _last(self) -> bytes:
         if self._closing:
             return b""
-        self._done = self.whole = True
+        self._done = True
+        self.whole = bool(self._so_far.finish)
+        self.steady = None
         return DONE
 
     def _go_on(self, reason: str, outcome: Outcome) -> Resume | bytes:
-        self._rest = b""
+        self._keep_rest(b"")
+        self._unread, self._textless = False, []
+        self.steady = None
         if self._closing:
             return self._complete(self._closing)  # only the exact usage was missing
         if not self._completion and self._so_far.finish:
@@ -353,8 +476,8 @@ class StreamObserver:
             shape: dict[str, Any] = {"delta": {}} if self._plan.kind is Kind.CHAT else {"text": ""}
             choice = {"index": 0, **shape, "finish_reason": self._closing}
             parts.append(self._own_event({"choices": [choice]}))
-        if self._plan.wants_usage and not self._usage_given:
-            parts.append(self._own_usage_event())
+        if self._plan.wants_usage and not self._usage_given and self._usage is not None:
+            parts.append(self._own_usage_event(self._usage))
         parts.append(DONE)
         self._done = self.whole = True
         return b"".join(parts)
@@ -372,9 +495,10 @@ class StreamObserver:
 
     def count(self) -> None:
         """The best counts known now; also asked when the client has left in the middle."""
+        self._take_over()
         outcome, usage = self._outcome, self._usage
         if usage is not None:
             outcome.prompt_tokens, outcome.cached_tokens = usage.prompt, usage.cached
             outcome.completion_tokens = max(usage.completion, self._so_far.tokens)
         elif self._so_far.tokens or self._done:
-            outcome.prompt_tokens = self._plan.prompt_estimate
+            outcome.prompt_tokens, outcome.completion_tokens = self._plan.prompt_estimate, self._so_far.tokens

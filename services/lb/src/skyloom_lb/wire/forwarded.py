@@ -5,6 +5,7 @@ What the client claims is kept only when it is a trusted proxy; everybody else c
 
 from __future__ import annotations
 
+from skyloom_lb.wire.headers import OURS
 from skyloom_lb.wire.request import RequestHead
 
 
@@ -26,4 +27,5 @@ def forwarded_lines(peer: str, tls: bool, head: RequestHead, trusted: bool) -> b
     host = claimed.get(b"x-forwarded-host", [host])[0]
     if host:
         lines.append(b"x-forwarded-host: " + host)
+    lines += [b"%b: %b" % (name, value) for name in claimed if name not in OURS for value in claimed[name]]
     return b"\r\n".join(lines) + b"\r\n"

@@ -15,7 +15,11 @@ HOP_BY_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
      b"transfer-encoding", b"upgrade", b"http2-settings")
 )  # fmt: skip
-FORWARDED = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"))
+OURS = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded")
+"""Who asked: said by us, whatever was claimed."""
+_CLAIMS = (*OURS, b"x-real-ip", b"x-forwarded-port", b"x-forwarded-prefix", b"x-forwarded-server")
+FORWARDED = frozenset((*_CLAIMS, *(name.replace(b"-", b"_") for name in _CLAIMS)))
+"""CGI and WSGI cannot tell `_` from `-` in a name."""
 # What a `Connection` header may not name, whoever asks: without them the message means something else.
 END_TO_END = frozenset(
     (b"host", b"content-length", b"content-type", b"authorization", b"cookie", b"x-request-id")

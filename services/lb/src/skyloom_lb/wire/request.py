@@ -14,6 +14,7 @@ from skyloom_lb.wire.headers import (
     FORWARDED,
     HOP_BY_HOP,
     BadMessage,
+    as_written,
     content_length,
     is_host,
     is_request_id,
@@ -64,10 +65,15 @@ class RequestHead(Head):
                 raise BadMessage("Authorization is there twice")
             self.authorization = value
         elif lower == b"x-request-id":
-            if is_request_id(value) and not self.request_id:
+            if (
+                is_request_id(value)
+                and not self.request_id
+                and b"x-request-id" not in map(bytes.lower, self.drop)
+            ):
                 self.request_id = value
-            else:
-                self.drop += (name,)
+            else:  # of two, none: each could be taken for the one
+                self.drop += as_written(self.block, (b"x-request-id",))
+                self.request_id = b""
         elif lower == b"expect":
             self.expect = value.lower()
         elif lower in FORWARDED:
