@@ -223,6 +223,15 @@ def test_several_events_of_one_read_pass_together_and_stay_apart(resumed: bool) 
     assert stream.flow.passes(b"no line") == stream.flow.passes(b"5data: x") == 0
 
 
+def test_nothing_overtakes_half_an_event() -> None:
+    stream = Stream(observer(Kind.CHAT, False))
+    stream.take(chunk("a"))
+    half = chunk("b")[:20]
+    assert stream.take(half) == b""
+    assert stream.flow is None
+    assert stream.take(chunk("c")) == half + chunk("c")
+
+
 def test_a_long_stream_keeps_little() -> None:
     stream = Stream(observer(Kind.CHAT, False))
     for _ in range(5000):

@@ -180,7 +180,9 @@ class Observer(Protocol):
     """
 
     rewrites: bool
-    steady: Steady | None
+
+    @property
+    def steady(self) -> Steady | None: ...
 
     def feed(self, payload: bytes) -> bytes: ...
 

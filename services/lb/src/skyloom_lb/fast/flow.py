@@ -1,5 +1,5 @@
-"""The events of a stream that need no look: one chunk, one event, nothing new but its text. All of it in one function, because
-it runs for nearly every token of every stream. What it does not know goes the way of every other answer.
+"""The events of a stream that need no look: one chunk, one event, nothing new but its text. This runs for nearly every token of
+every stream, so it touches as little as it can. What it does not know goes the way of every other answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,8 @@ _QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
 
 class Flow:
     __slots__ = (
-        "_after",
-        "_before",
-        "_digits",
-        "_exchange",
-        "_gaps",
-        "_start",
-        "_stop",
-        "_transport",
-        "steady",
-    )
+        "_after", "_before", "_digits", "_exchange", "_gaps", "_start", "_stop", "_transport", "steady",
+    )  # fmt: skip
 
     def __init__(
         self, exchange: Exchange, steady: Steady, gaps: Histogram, transport: asyncio.Transport

@@ -137,7 +137,7 @@ class Exchange(Attempts):
             if response.status != 100 and not self.committed:
                 self.client.write(b"%b%b\r\n" % (response.start, response.onward(())))
             upstream.used = (
-                False  # its end would not be that of an idle connection: it has begun with this request
+                False  # it has begun with this request: its end would not be that of an idle connection
             )
             data = data[end:]
             if not data:

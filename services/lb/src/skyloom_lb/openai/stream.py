@@ -95,7 +95,7 @@ class StreamObserver:
         self._tail = b""
         """Its last three: an event's end may come in parts."""
         self._shapes = Shapes()
-        self.steady: Steady | None = None
+        self._steady: Steady | None = None
         self._so_far = SoFar(token_ids=[] if plan.continues else None)
         self._identity: dict[str, Any] | None = None
         self._textless: list[int] = []
@@ -121,15 +121,20 @@ class StreamObserver:
 
     # --- exchange.Observer
 
+    @property
+    def steady(self) -> Steady | None:
+        """None while a part of an event is held: nothing may overtake it."""
+        return self._steady if not self._rest and not self._unread else None
+
     def feed(self, payload: bytes) -> bytes:
         self._take_over()
         return self._feed(payload)
 
     def _take_over(self) -> None:
         """The tokens that went by unseen."""
-        if self.steady is None or not self.steady.count:
+        if self._steady is None or not self._steady.count:
             return
-        tokens, quoted = self.steady.taken()
+        tokens, quoted = self._steady.taken()
         self._so_far.tokens += tokens
         if self._continues:
             try:
@@ -276,7 +281,7 @@ class StreamObserver:
         bare = delta is None or len(delta) == 1
         special = any(choice.get(name) for name in ("index", "logprobs", "finish_reason", "token_ids"))
         if text and bare and not special and not self._plan.by_ids:
-            self.steady = self._shapes.learn(raw, given, text, self._so_far.tokens) or self.steady
+            self._steady = self._shapes.learn(raw, given, text, self._so_far.tokens) or self._steady
 
     def _failed(self, raw: bytes, data: dict[str, Any]) -> bytes:
         error = data.get("error")
@@ -284,7 +289,7 @@ class StreamObserver:
         if isinstance(code, int) and 400 <= code < 500 and code != 429:
             self._refused = "the endpoint refused the request"
         self._failure = raw
-        self.steady = None
+        self._steady = None
         return b""
 
     def _choice(self, choice: dict[str, Any]) -> bool:
@@ -427,13 +432,13 @@ class StreamObserver:
             return b""
         self._done = True
         self.whole = bool(self._so_far.finish)
-        self.steady = None
+        self._steady = None
         return DONE
 
     def _go_on(self, reason: str, outcome: Outcome) -> Resume | bytes:
         self._keep_rest(b"")
         self._unread, self._textless = False, []
-        self.steady = None
+        self._steady = None
         if self._closing:
             return self._complete(self._closing)  # only the exact usage was missing
         if not self._completion and self._so_far.finish:
