@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -249,6 +250,14 @@ def post(body: bytes = b"{}", target: bytes = b"/v1/chat/completions", extra: by
 
 def get(target: bytes = b"/", extra: bytes = b"") -> bytes:
     return b"GET %b HTTP/1.1\r\nHost: lb\r\n%b\r\n" % (target, extra)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A signal does not end what hangs in uvloop."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(method="thread"))
 
 
 BOTH_LOOPS = frozenset(("test_lb_faults.py", "test_lb_upgrades.py"))

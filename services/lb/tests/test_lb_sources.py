@@ -29,6 +29,7 @@ from skyloom_common.contracts.endpoints import (
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_common.core.wire import dumps, from_wire, loads, to_wire
 from skyloom_lb.endpoints.file import FileSource, parse_endpoints
+from skyloom_lb.endpoints.redis import RedisSource
 from skyloom_lb.endpoints.url import parse_url
 from skyloom_lb.fronts import make_front
 from skyloom_lb.main import Reload, readiness
@@ -550,3 +551,21 @@ async def test_services_of_redis_outlive_a_reload_and_a_lost_index(
         "it is in the index: it has no endpoint now, and comes back"
     )
     await redis.aclose()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_an_end_that_comes_with_an_event_is_heeded(turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read(source: RedisSource) -> None:
+        """Nothing."""
+
+    monkeypatch.setattr(RedisSource, "read", read)
+    source = RedisSource(None, None, (), lambda name, endpoints: None)  # type: ignore[arg-type]
+    reading = asyncio.get_running_loop().create_task(source._read_forever())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    source._wake.set()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    reading.cancel()
+    await asyncio.wait({reading}, timeout=1.0)
+    assert reading.cancelled()

@@ -9,8 +9,6 @@ import os
 import resource
 import socket
 import ssl
-import time
-from collections.abc import Callable
 from typing import Any
 
 from skyloom_common.core.errors import InvalidRequest, Unavailable
@@ -26,6 +24,7 @@ from skyloom_lb.observe.snapshot import snapshot
 from skyloom_lb.settings import Settings
 
 _SPARE_FILES = 64
+_END_SECONDS = 5.0
 _NEW_WORTH_IT = 10_000
 _NEW_AT_MOST = 300_000
 """Objects that can be part of cycles, made since the last look and not gone by themselves; some 50 MB."""
@@ -215,9 +214,7 @@ class Worker:
         if self._listener is not None:
             self._listener.close()
         await self.balancer.drain(self.settings.drain_seconds)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._end_tasks()
         await self.prober.close()
         if isinstance(self.balancer.front, Closes):
             await self.balancer.front.close()
@@ -226,15 +223,10 @@ class Worker:
         if self.balancer.access_log is not None:
             self.balancer.access_log.close()
 
-
-def now_and_then(seconds: float, act: Callable[[], None]) -> Callable[[float], None]:
-    """A sweep hook that acts at most so often."""
-    last = time.monotonic()
-
-    def hook(now: float) -> None:
-        nonlocal last
-        if now - last >= seconds:
-            last = now
-            act()
-
-    return hook
+    async def _end_tasks(self) -> None:
+        """Within a bound: a task that does not heed its cancel must not keep the process."""
+        for task in self._tasks:
+            task.cancel()
+        _, late = await asyncio.wait(self._tasks, timeout=_END_SECONDS) if self._tasks else (set(), set())
+        for one in late:
+            _log.error("%s does not end", one.get_name())

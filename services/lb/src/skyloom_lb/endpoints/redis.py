@@ -58,8 +58,10 @@ class RedisSource:
 
     async def _read_forever(self) -> None:
         while True:
+            # Not `wait_for`: before Python 3.12 it can swallow a cancel that comes together with the event.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), RESYNC_SECONDS)
+                async with asyncio.timeout(RESYNC_SECONDS):
+                    await self._wake.wait()
                 await asyncio.sleep(_QUIET_SECONDS)
             self._wake.clear()
             await self.read()
