@@ -1,6 +1,6 @@
 """The load balancer's bars, each candidate in the same interleaved run: it alone on one core, endpoints and wrk on the other.
 
-Three nginx answer at once with a chat completion; medians of the rounds; ratios are of medians of the same run. Loopback only,
+Three nginx answer at once with a chat completion; medians of the rounds, of rates as of ratios. Loopback only,
 about two and a half minutes. What is not installed (nginx, wrk, the vLLM and SGLang routers) is left out with a line saying so:
 `apt-get install nginx-light wrk`, and `pip install --no-deps --target build/bench-routers vllm-router sglang-router setproctitle`.
 `run()` gives rows (name, value, unit, bar).
@@ -254,7 +254,7 @@ def throughput(bench: Bench) -> None:
         for name, found in calm.items():
             found.append(bench.wrk(there[name][0], 16, 1)[1:])
     bench.stop(*bench.started[1:])
-    report(bench, {name: statistics.median(values) for name, values in rates.items()})
+    report(bench, rates)
     for name, values in costs.items():
         bench.row(f"CPU a request: {name}", statistics.median(values), "us")
     base = [statistics.median(values) for values in zip(*direct, strict=True)]
@@ -265,13 +265,18 @@ def throughput(bench: Bench) -> None:
         bench.row(f"added latency at 16 connections, p99: {name}", max(0.0, p99 - base[1]), "ms", bars[1])
 
 
-def report(bench: Bench, rate: dict[str, float]) -> None:
+def report(bench: Bench, rates: dict[str, list[float]]) -> None:
+    """Ratios are medians of those of each round: a machine whose speed drifts is the same one within a round."""
+    rate = {name: statistics.median(values) for name, values in rates.items()}
     for name, value in rate.items():
         bench.row(f"chat completions, 64 connections: {name}", value, "req/s")
     bars = {"bare aiohttp": ">= 3.5", LEAN: "", "nginx": ">= 0.4", "vLLM router": ">= 1", "SGLang router": ""}
     for name, bar in bars.items():
         if name in rate:
-            bench.row(f"ours against {name}", rate["ours"] / rate[name], "x", bar)
+            pairs = zip(rates["ours"], rates[name], strict=True)
+            bench.row(
+                f"ours against {name}", statistics.median(one / other for one, other in pairs), "x", bar
+            )
     bench.row("ours against 560 req/s (the peers' Python balancers)", rate["ours"] / 560, "x", ">= 20")
 
 

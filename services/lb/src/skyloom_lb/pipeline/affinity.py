@@ -36,6 +36,7 @@ class _Loads:
 
     def __init__(self, endpoints: Sequence[LiveEndpoint] = ()) -> None:
         self._of = {one: one.in_flight for one in endpoints}
+        self._weights = {one: one.effective_weight for one in endpoints}
         self._shares = {one: _share(one) for one in endpoints}
         self.total = sum(self._of.values())
         self._all = sum(self._shares.values())
@@ -47,9 +48,9 @@ class _Loads:
             return
         self.total += endpoint.in_flight - before
         self._of[endpoint] = endpoint.in_flight
-        share = _share(endpoint)
-        if share != self._shares[endpoint]:
-            self._set_share(endpoint, share)
+        if endpoint.effective_weight != self._weights[endpoint]:
+            self._weights[endpoint] = endpoint.effective_weight
+            self._set_share(endpoint, _share(endpoint))
 
     def _set_share(self, endpoint: LiveEndpoint, share: float) -> None:
         """Looks at the others only if this was the best one: a thousand may be warming up."""
