@@ -1,7 +1,8 @@
-"""Processes that the load balancer's bench starts: bare aiohttp loops to compare with, a stream server, a stream client.
+"""Processes that the load balancer's bench starts: bare aiohttp loops to compare with, a stream server, a stream client, and the
+controller that a peer's balancer asks.
 
 The loops to compare with run on asyncio's event loop, as one begins; what makes and watches streams is as quick as it can be.
-`python lb_roles.py bare|lean PORT TARGET...` · `stream PORT SECONDS` · `watch URL-PORT STREAMS SECONDS` (prints a JSON line).
+`python lb_roles.py bare|lean|controller PORT TARGET...` · `stream PORT SECONDS` · `watch URL-PORT STREAMS SECONDS` (prints a JSON line).
 """
 
 from __future__ import annotations
@@ -79,6 +80,15 @@ async def lean(port: int, targets: list[str]) -> None:
             )
 
     await serve(web.ServerRunner(web.Server(handle, access_log=None)), port)
+
+
+async def controller(port: int, replicas: list[str]) -> None:
+    """Tells SkyServe's balancer that these are its replicas, each time it asks."""
+
+    async def tell(request: web.BaseRequest) -> web.Response:
+        return web.json_response({"replica_info": {url: {"gpu_type": "unknown"} for url in replicas}})
+
+    await serve(web.ServerRunner(web.Server(tell, access_log=None)), port)
 
 
 async def serve(runner: web.BaseRunner[Any], port: int) -> None:
@@ -179,8 +189,9 @@ async def watch(port: int, streams: int, seconds: float) -> int:
 
 if __name__ == "__main__":
     role, *given = sys.argv[1:]
-    if role in ("bare", "lean"):
-        asyncio.run((bare if role == "bare" else lean)(int(given[0]), given[1:]))
+    if role in ("bare", "lean", "controller"):
+        serves = {"bare": bare, "lean": lean, "controller": controller}[role]
+        asyncio.run(serves(int(given[0]), given[1:]))
     elif role == "stream":
         run(stream(int(given[0]), float(given[1])))
     else:

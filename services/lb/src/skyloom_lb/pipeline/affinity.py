@@ -71,6 +71,27 @@ class _Loads:
         return share == self._best or number & _FINE < _FINE * share / self._best
 
 
+class _Otherwise:
+    """The least loaded, for what has no favourite. It hears of changes when it is asked: most requests do not need it."""
+
+    def __init__(self) -> None:
+        self._least = Least("least_load", by_load)
+        self._changed: set[LiveEndpoint] = set()
+
+    def rebuild(self, endpoints: Sequence[LiveEndpoint]) -> None:
+        self._changed.clear()
+        self._least.rebuild(endpoints)
+
+    def changed(self, endpoint: LiveEndpoint) -> None:
+        self._changed.add(endpoint)
+
+    def pick(self, request: LbRequest, exclude: Container[str]) -> LiveEndpoint | None:
+        for endpoint in self._changed:
+            self._least.changed(endpoint)
+        self._changed.clear()
+        return self._least.pick(request, exclude)
+
+
 class SessionAffinity:
     """A hash ring with bounded loads: a session stays where it was while other endpoints come and go.
 
@@ -82,7 +103,7 @@ class SessionAffinity:
 
     def __init__(self, slack: float = 1.25) -> None:
         self._slack = slack
-        self._otherwise = Least("least_load", by_load)
+        self._otherwise = _Otherwise()
         self._points: list[int] = []
         self._owners: list[LiveEndpoint] = []
         self._endpoints: list[LiveEndpoint] = []
@@ -148,7 +169,7 @@ class PrefixAffinity:
         self._old: dict[int, LiveEndpoint] = {}
         self._members: dict[str, LiveEndpoint] = {}
         self._load = _Loads()
-        self._otherwise = Least("least_load", by_load)
+        self._otherwise = _Otherwise()
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
@@ -164,6 +185,13 @@ class PrefixAffinity:
 
     def pick(self, request: LbRequest, exclude: Container[str] = ()) -> LiveEndpoint | None:
         keys = self._keys(request.prompt)
+        lately = self._young.get(keys[-1]) if keys else None
+        if (
+            lately is not None
+            and self._is_there(lately, exclude)
+            and self._load.takes(lately, self._slack, keys[-1])
+        ):
+            return lately  # all of it was there lately, so that there is nothing to note
         chosen = self._longest(keys, exclude) or self._otherwise.pick(request, exclude)
         if chosen is not None:
             for key in keys:
@@ -187,7 +215,9 @@ class PrefixAffinity:
     def _longest(self, keys: list[int], exclude: Container[str]) -> LiveEndpoint | None:
         for key in reversed(keys):
             endpoint = self._young.get(key) or self._old.get(key)
-            if endpoint is None or self._members.get(endpoint.id) is not endpoint or endpoint.id in exclude:
-                continue
-            return endpoint if self._load.takes(endpoint, self._slack, key) else None
+            if endpoint is not None and self._is_there(endpoint, exclude):
+                return endpoint if self._load.takes(endpoint, self._slack, key) else None
         return None
+
+    def _is_there(self, endpoint: LiveEndpoint, exclude: Container[str]) -> bool:
+        return self._members.get(endpoint.id) is endpoint and endpoint.id not in exclude
