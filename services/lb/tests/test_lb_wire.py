@@ -195,10 +195,9 @@ LINES = [
 def facts(found: RequestHead | tuple[RequestHead, int]) -> object:
     """What a head means: of a remembered one everything but its length, which is told beside it."""
     head, length = found if isinstance(found, tuple) else (found, found.length or 0)
+    names = [name for one in type(head).__mro__ for name in getattr(one, "__slots__", ())]
     return length, {
-        name: value
-        for name, value in head.__dict__.items()
-        if name[0] != "_" and name not in ("length", "block")
+        name: getattr(head, name) for name in names if name[0] != "_" and name not in ("length", "block")
     }
 
 

@@ -89,7 +89,7 @@ class Service:
         self._random = random
         self._zone = zone
         self._window_ends = 0.0
-        self._eligible: list[Backend] = []
+        self.eligible: list[Backend] = []
         self.configure(settings)
 
     def configure(self, settings: ServiceSettings) -> None:
@@ -107,7 +107,7 @@ class Service:
         self.budget = RetryBudget(settings.retries.budget)
         for backend in self.backends.values():
             backend.signals.settings = settings.health
-        self.policy.rebuild(self._eligible)
+        self.policy.rebuild(self.eligible)
 
     # --- endpoints come and go
 
@@ -154,15 +154,15 @@ class Service:
             self._age_latencies(now)
 
     def _age_latencies(self, now: float) -> None:
-        usual = usual_latency(self._eligible)
-        for backend in self._eligible:
+        usual = usual_latency(self.eligible)
+        for backend in self.eligible:
             guessed = bool(backend.stats.attempts) and guess_latency(backend, usual)
             if forget_latency(backend, usual, now) or guessed:
                 self.policy.changed(backend)
 
     def _end_window(self, now: float) -> None:
         health = self.settings.health
-        windows = {backend.id: backend.signals for backend in self._eligible if not backend.kept}
+        windows = {backend.id: backend.signals for backend in self.eligible if not backend.kept}
         for id, reason in outliers(windows, health).items():
             windows[id].eject(reason, now)
             self.backends[id].stats.ejections += 1
@@ -201,16 +201,12 @@ class Service:
             if weight != backend.effective_weight:
                 backend.effective_weight = weight
                 changed.append(backend)
-        if force or [one.id for one in eligible] != [one.id for one in self._eligible]:
-            self._eligible = eligible
+        if force or [one.id for one in eligible] != [one.id for one in self.eligible]:
+            self.eligible = eligible
             self.policy.rebuild(eligible)
         else:
             for backend in changed:
                 self.policy.changed(backend)
-
-    @property
-    def eligible(self) -> Sequence[Backend]:
-        return self._eligible
 
     # --- requests
 
@@ -233,7 +229,7 @@ class Service:
         backend.in_flight += 1
         backend.stats.attempts += 1
         if self._by_latency and not backend.latency_at:
-            guess_latency(backend, usual_latency(self._eligible))
+            guess_latency(backend, usual_latency(self.eligible))
         self.policy.changed(backend)
 
     def finished(self, backend: Backend, status: int, first_byte: float, now: float) -> None:

@@ -101,7 +101,7 @@ class Admission:
     def is_open(self, service: Sleeper, key: Taken) -> bool:
         """Whether `admit` would let a request in without counting it: somebody is awake, and nothing is limited."""
         taken = self._services.get(service.name)
-        return taken is None or not (key.limits.any or taken.limits.any or not service.eligible)
+        return taken is None or not (key.limited or taken.limited or not service.eligible)
 
     def admit(
         self, service: Sleeper, key: Taken, priority: int, estimate: float, client: ClientStream | None,

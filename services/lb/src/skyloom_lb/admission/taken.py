@@ -25,13 +25,14 @@ _WHAT = ((REQUESTS, "requests"), (TOKENS, "tokens"))
 class Taken:
     """What one limit set counts: rates and places. With a ledger, all workers count the same."""
 
-    __slots__ = ("_always", "_row", "limits", "name", "requests", "slots", "tokens")
+    __slots__ = ("_always", "_row", "limited", "limits", "name", "requests", "slots", "tokens")
 
     def __init__(self, name: str, always: bool = False) -> None:
         """`always`: shared although it has no limits, for the sake of its queue."""
         self._always = always
         self.name = name
         self.limits = Limits()
+        self.limited = False
         self.slots = Slots(name)
         self.requests: SharedBucket | None = None
         self.tokens: SharedBucket | None = None
@@ -41,6 +42,7 @@ class Taken:
         self, limits: Limits, workers: int, script: RedisScript | None, ledger: Ledger | None, now: float
     ) -> None:
         self.limits = limits
+        self.limited = limits.any
         if self._row is None and ledger is not None and (limits.any or self._always):
             self._row = ledger.row(self.name)
             self.slots.share(self._row)

@@ -15,9 +15,12 @@ from skyloom_lb.exchange import Observer, Refusal, Resume, Route
 from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING, Entry
 from skyloom_lb.retries import Failed, may_retry, no_answer
 from skyloom_lb.wire.headers import MAX_HEAD
+from skyloom_lb.wire.request import RequestHead
 from skyloom_lb.wire.response import ResponseHead
 
 if TYPE_CHECKING:
+    from skyloom_lb.balancer import Balancer
+    from skyloom_lb.fast.front import FrontConnection
     from skyloom_lb.fast.upstream import Pool, Upstream
     from skyloom_lb.service import Backend
 
@@ -48,20 +51,27 @@ def _is_open(data: bytes) -> bool:
 
 
 class Attempts(Entry):
+    """`hedge_said`: the hedge has, and it is not enough to know whether it has won. `failure`: what the last failed attempt would
+    be called, when nobody is left to try."""
+
+    __slots__ = (
+        "backend", "buffer", "failure", "hedge", "hedge_said", "observer", "response", "resume", "tried", "upstream",
+    )  # fmt: skip
+
     route: Route
     backend: Backend
 
-    upstream: Upstream | None = None
-    hedge: Upstream | None = None
-    response: ResponseHead | None = None
-    observer: Observer | None = None
-    resume: Resume | None = None
-    tried: tuple[str, ...] = ()
-    hedge_said: bytes = b""
-    """The hedge has, and it is not enough to know whether it has won."""
-    failure: Refusal | None = None
-    """What the last failed attempt would be called, when nobody is left to try."""
-    buffer: bytes = b""
+    def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
+        super().__init__(balancer, client, head, body)
+        self.upstream: Upstream | None = None
+        self.hedge: Upstream | None = None
+        self.response: ResponseHead | None = None
+        self.observer: Observer | None = None
+        self.resume: Resume | None = None
+        self.tried: tuple[str, ...] = ()
+        self.hedge_said = b""
+        self.failure: Refusal | None = None
+        self.buffer = b""
 
     @abstractmethod
     def answer(self, upstream: Upstream, data: bytes) -> None: ...

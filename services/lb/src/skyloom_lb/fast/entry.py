@@ -28,25 +28,25 @@ _log = logging.getLogger(__name__)
 
 
 class Entry(Outcome, ABC):
+    __slots__ = (
+        "balancer", "body", "client", "committed", "pending", "permit", "phase", "phase_since", "service",
+    )  # fmt: skip
+
     head: RequestHead
-    route: Route | None
     service: Service
-    permit: Permit = FREE
-    phase: int = ADMITTING
-    pending: asyncio.Task[None] | None = None
-    committed: bool = False
-    lane: str = "fast"
 
     def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
-        # Not by the base's own: a call less for each request.
-        self.started = self.phase_since = time.monotonic()
-        self.head = head
-        self.peer = client.peer
-        self.request_id = head.request_id or balancer.new_request_id()
+        now = time.monotonic()
+        super().__init__(now, head, client.peer, head.request_id or balancer.new_request_id(), "fast")
         self.balancer = balancer
         self.client = client
         self.body = body
         self.bytes_in = len(body)
+        self.phase = ADMITTING
+        self.phase_since = now
+        self.permit: Permit = FREE
+        self.pending: asyncio.Task[None] | None = None
+        self.committed = False
 
     @abstractmethod
     def attempt(self) -> None: ...
@@ -177,14 +177,13 @@ class Entry(Outcome, ABC):
         self.phase = OVER
         self.body = b""  # the log may keep this object for a while
         self.ended = time.monotonic()
-        for act in (
-            self.balancer.finish,
-            Entry._give_back_permit,
-        ):  # in this order: the permit is settled by the counts
+        try:
             try:
-                act(self)
-            except Exception:
-                _log.exception("a request did not end well")
+                self.balancer.finish(self)
+            finally:
+                self._give_back_permit()  # it is settled by the counts
+        except Exception:
+            _log.exception("a request did not end well")
         self.client.done(self)
 
     # --- a held stream (exchange.ClientStream)

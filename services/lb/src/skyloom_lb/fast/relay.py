@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from skyloom_lb.exchange import FREE, Refusal, Resume
 from skyloom_lb.fast.attempts import Attempts
@@ -18,7 +19,12 @@ from skyloom_lb.fast.upstream import Upstream
 from skyloom_lb.retries import Comeback, Failed
 from skyloom_lb.wire.chunks import LAST_CHUNK, ChunkReader, chunk
 from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
+from skyloom_lb.wire.request import RequestHead
 from skyloom_lb.wire.response import ResponseHead, read_response
+
+if TYPE_CHECKING:
+    from skyloom_lb.balancer import Balancer
+    from skyloom_lb.fast.front import FrontConnection
 
 FRAMING = (b"content-length", b"transfer-encoding")
 RATE_LIMITS = tuple(
@@ -32,18 +38,21 @@ _log = logging.getLogger(__name__)
 
 
 class Exchange(Attempts):
-    """`framed`: the client gets our chunks; otherwise the endpoint's own bytes, cut where its answer ends."""
+    """`framed`: the client gets our chunks; otherwise the endpoint's own bytes, cut where its answer ends. `reusable`: the endpoint's
+    connection, after this answer. `mute`: the head of a stream is here and nothing else."""
 
-    answered_at: float = 0.0
-    last_read: float = 0.0
-    framed: bool = False
-    left: int = 0
-    reusable: bool = True
-    """The endpoint's connection, after this answer."""
-    reader: ChunkReader | None = None
-    mute: bool = False
-    """The head of a stream is here and nothing else."""
-    _comeback: Comeback | None = None
+    __slots__ = ("_comeback", "answered_at", "framed", "last_read", "left", "mute", "reader", "reusable")
+
+    def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
+        super().__init__(balancer, client, head, body)
+        self.answered_at = 0.0
+        self.last_read = 0.0
+        self.framed = False
+        self.left = 0
+        self.reusable = True
+        self.reader: ChunkReader | None = None
+        self.mute = False
+        self._comeback: Comeback | None = None
 
     @property
     def comeback(self) -> Comeback:
@@ -274,7 +283,7 @@ class Exchange(Attempts):
         upstream, self.upstream = self.upstream, None
         response = self.response
         if upstream is not None and response is not None:
-            upstream.release(self.reusable)
+            upstream.release(self.reusable, self.last_read)
             waited = self.answered_at - upstream.sent_at
             self.service.finished(self.backend, response.status, waited, self.last_read)
 

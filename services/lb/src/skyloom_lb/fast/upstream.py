@@ -93,13 +93,14 @@ class Upstream(asyncio.Protocol):
         self.exchange = self.flow = None
         self.transport.abort()
 
-    def release(self, reusable: bool) -> None:
+    def release(self, reusable: bool, now: float) -> None:
         """Back to the pool when the answer ended cleanly and our own request has left."""
         self.exchange = self.flow = None
         if self.paused:
             self.resume()  # it would never notice its end
         if reusable and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
             self.used = True
+            self.idle_since = now
             self.pool.put(self)
         else:
             self.transport.abort()
@@ -123,7 +124,6 @@ class Pool:
         if self.backend.state == "draining" or len(self._idle) >= MAX_IDLE:
             upstream.transport.abort()
             return
-        upstream.idle_since = time.monotonic()
         self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:

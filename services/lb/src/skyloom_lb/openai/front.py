@@ -117,6 +117,10 @@ class OpenAiFront:
         keys = self.state.keys
         if keys is None:
             return ANONYMOUS
+        asker = head.asker
+        if asker is not None and asker[0] is keys.by_digest:
+            known: Principal = asker[1]
+            return known
         given = head.authorization
         if given[:7].lower() == b"bearer ":
             secret = given[7:].strip()
@@ -130,6 +134,8 @@ class OpenAiFront:
         principal = self.state.principals.get(key.digest)
         if principal is None or principal.data[0] is not key:
             principal = self._new_principal(key)
+        if not key.ends_at:  # else it must be asked each time
+            head.asker = (keys.by_digest, principal)
         return principal
 
     def _new_principal(self, key: Key) -> Principal:

@@ -30,8 +30,8 @@ def usage_of(value: Any) -> Usage | None:
     if not isinstance(value, dict):
         return None
     found = value.get
-    prompt = _count(found("prompt_tokens", found("input_tokens")))
-    completion = _count(found("completion_tokens", found("output_tokens")))
+    prompt = _count(found("prompt_tokens")) or _count(found("input_tokens"))
+    completion = _count(found("completion_tokens")) or _count(found("output_tokens"))
     details = found("prompt_tokens_details") or found("input_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
     if not prompt and not completion:

@@ -24,13 +24,16 @@ class Head:
     that must not go on, as they were written; `named` are the lower-case names that `Connection` lists. `length_name` is how
     `Content-Length` was written where that is the length of the body."""
 
-    block: bytes = b""
-    drop: tuple[bytes, ...] = ()
-    named: tuple[bytes, ...] = ()
-    length: int | None = None
-    length_name: bytes = b""
-    _headers: list[tuple[bytes, bytes]] | None = None
-    _onward: dict[tuple[bytes, ...], bytes] | None = None
+    __slots__ = ("_headers", "_onward", "block", "drop", "length", "length_name", "named")
+
+    def __init__(self) -> None:
+        self.block = b""
+        self.drop: tuple[bytes, ...] = ()
+        self.named: tuple[bytes, ...] = ()
+        self.length: int | None = None
+        self.length_name = b""
+        self._headers: list[tuple[bytes, bytes]] | None = None
+        self._onward: dict[tuple[bytes, ...], bytes] = {}
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -49,8 +52,6 @@ class Head:
 
     def onward(self, drop: tuple[bytes, ...]) -> bytes:
         """The block without what ends here, `drop` (lower-case names) and the body's length, which is written anew."""
-        if self._onward is None:
-            self._onward = {}
         block = self._onward.get(drop)
         if block is None:
             block = without(self.block, (*self.drop, self.length_name) if self.length_name else self.drop)

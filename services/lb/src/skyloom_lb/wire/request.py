@@ -6,6 +6,8 @@ formed but not for the fast lane has a reason in `odd`; it must be handed over, 
 
 from __future__ import annotations
 
+from typing import Any
+
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 
 from skyloom_lb.wire.head import Head, Memory, Seen
@@ -32,20 +34,29 @@ _seen: Seen = {}
 
 
 class RequestHead(Head):
-    """`odd` says why this is not for the fast lane; `forwarded` is what the client claims about who asked before it."""
+    """`odd` says why this is not for the fast lane; `forwarded` is what the client claims about who asked before it. `asker`: who
+    that is, and by which keys this was found out."""
 
-    method: bytes = b""
-    target: bytes = b""
-    version: str = "1.1"
-    forwarded: tuple[tuple[bytes, bytes], ...] = ()
-    host: bytes | None = None
-    authorization: bytes = b""
-    request_id: bytes = b""
-    transfer_encoding: bytes | None = None
-    upgrade: bytes = b""
-    expect: bytes = b""
-    close: bool = False
-    odd: str = ""
+    __slots__ = (
+        "asker", "authorization", "close", "expect", "forwarded", "host", "method", "odd", "request_id", "target",
+        "transfer_encoding", "upgrade", "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.method = b""
+        self.target = b""
+        self.version = "1.1"
+        self.forwarded: tuple[tuple[bytes, bytes], ...] = ()
+        self.host: bytes | None = None
+        self.authorization = b""
+        self.request_id = b""
+        self.transfer_encoding: bytes | None = None
+        self.upgrade = b""
+        self.expect = b""
+        self.close = False
+        self.odd = ""
+        self.asker: tuple[object, Any] | None = None
 
     @property
     def path(self) -> bytes:

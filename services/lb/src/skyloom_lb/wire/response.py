@@ -23,12 +23,16 @@ _seen: Seen = {}
 class ResponseHead(Head):
     """`start` is the status line as sent (with HTTP/1.1); `until_close`: only the end of the connection ends the body."""
 
-    status: int = 0
-    start: bytes = b""
-    chunked: bool = False
-    keep_alive: bool = True
-    until_close: bool = False
-    _is_json: bool | None = None
+    __slots__ = ("_is_json", "chunked", "keep_alive", "start", "status", "until_close")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.status = 0
+        self.start = b""
+        self.chunked = False
+        self.keep_alive = True
+        self.until_close = False
+        self._is_json: bool | None = None
 
     @property
     def content_type(self) -> bytes:
