@@ -309,12 +309,12 @@ def throughput(bench: Bench) -> None:
         bench.row(f"added latency at 16 connections, p99: {name}", max(0.0, p99 - base[1]), "ms", bars[1])
 
 
-def warm(bench: Bench, port: int, strict: bool = True) -> None:
+def warm(bench: Bench, port: int, connections: int = 64, strict: bool = True) -> None:
     """Some open their port before they know their workers."""
     ends = time.monotonic() + 30
     while True:
         try:
-            bench.wrk(port, 64, 1, strict)
+            bench.wrk(port, connections, 1, strict)
             return
         except RuntimeError:
             if time.monotonic() > ends:
@@ -332,26 +332,29 @@ def report(bench: Bench, rates: dict[str, list[float]]) -> None:
 
 
 def peers(bench: Bench) -> None:
-    """The peers' balancers in Python. A part of their requests lasts longer than wrk waits, and they work on those after it has
-    left: nothing else is measured before they have finished."""
+    """The peers' balancers in Python, each with as many connections as it bears: LiteLLM answers with errors at 64. A part of their
+    requests lasts longer than wrk waits, and they work on those after it has left: nothing else is measured before that."""
     replicas = bench.replicas()
     ours = bench.ours(replicas)[0]
     warm(bench, ours)
-    starts = {"SkyServe's balancer": bench.skyserve, "LiteLLM": bench.litellm}
-    for name, start in starts.items():
+    starts = (("SkyServe's balancer", bench.skyserve, 64), ("LiteLLM", bench.litellm, 8))
+    for name, start, connections in starts:
         port = start(replicas)
         if port is None:
             skipped(name)
             continue
         process = bench.started[-1]
-        warm(bench, port, strict=False)
+        warm(bench, port, connections, strict=False)
         rates: dict[int, list[float]] = {ours: [], port: []}
         for _ in range(PEER_ROUNDS):
             until_idle(process)
             rates[ours].append(bench.wrk(ours, 64)[0])
-            rates[port].append(max(bench.wrk(port, 64, PEER_SECONDS, strict=False)[0], 1 / PEER_SECONDS))
+            rate = bench.wrk(port, connections, PEER_SECONDS, strict=False)[0]
+            rates[port].append(max(rate, 1 / PEER_SECONDS))
         bench.stop(process)
-        bench.row(f"chat completions, 64 connections: {name}", statistics.median(rates[port]), "req/s")
+        bench.row(
+            f"chat completions, {connections} connections: {name}", statistics.median(rates[port]), "req/s"
+        )
         bench.row(f"ours against {name}", paired(rates[ours], rates[port]), "x", ">= 20")
     bench.stop()
 
@@ -448,7 +451,9 @@ def picks(bench: Bench) -> None:
     least = Least("least_load", by_load)
     least.rebuild(endpoints)
     bench.row("least load over 1,000 endpoints, a pick", _pick(least, [NO_FACTS], endpoints), "us", "<= 10")
-    prefix = PrefixAffinity(capacity=3_000_000)  # a generation holds half of them: all of a million are in the young one
+    prefix = PrefixAffinity(
+        capacity=3_000_000
+    )  # a generation holds half of them: all of a million are in the young one
     prefix.rebuild(endpoints)
     random = Random(1)
     before = psutil.Process().memory_info().rss
