@@ -14,6 +14,7 @@ import pytest
 from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_lb.exchange import Outcome, PlainFront, Resume, Route
 from skyloom_lb.fast.front import FrontConnection
+from skyloom_lb.fast.relay import Exchange
 from skyloom_lb.fronts import make_front
 from skyloom_lb.openai.request import Kind
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
@@ -612,11 +613,14 @@ async def test_a_fault_in_the_sweep_ends_one_request_alone(kit: Any) -> None:
         await wire.send(kit.post())
     await kit.until(lambda: len(endpoint.requests) == 3)
 
-    def fails(now: float) -> None:
-        raise ZeroDivisionError
+    class Fails(Exchange):
+        __slots__ = ()
+
+        def check(self, now: float) -> None:
+            raise ZeroDivisionError
 
     exchanges = sorted(lb.worker.balancer.exchanges, key=lambda one: one.started)
-    exchanges[0].check = fails
+    exchanges[0].__class__ = Fails
     assert await wires[0].ended() == b""
     assert [(await wire.message()).status for wire in wires[1:]] == [504, 504]
     await kit.until(lb.quiet)

@@ -11,6 +11,7 @@ import pytest
 
 from skyloom_common.contracts.endpoints import Endpoint, EndpointState
 from skyloom_lb.exchange import PlainFront, Route
+from skyloom_lb.fast.relay import Exchange
 from skyloom_lb.retries import RetryBudget
 from skyloom_lb.settings import DEFAULT_SERVICE, Health, Retries, ServiceSettings
 
@@ -178,11 +179,14 @@ def watched(exchange: Any) -> asyncio.Event:
     """Set once something of an answer has come."""
     seen = asyncio.Event()
 
-    def answer(upstream: Any, data: bytes) -> None:
-        seen.set()
-        type(exchange).answer(exchange, upstream, data)
+    class Watched(Exchange):
+        __slots__ = ()
 
-    exchange.answer = answer
+        def answer(self, upstream: Any, data: bytes) -> None:
+            seen.set()
+            super().answer(upstream, data)
+
+    exchange.__class__ = Watched
     return seen
 
 
@@ -282,7 +286,14 @@ async def test_a_hedge_that_cannot_be_costs_nothing(kit: Any) -> None:
     await kit.until(lambda: pair.asked)
     exchange = next(iter(lb.worker.balancer.exchanges))
     wanted = []
-    exchange.hedge_now = lambda: wanted.append(type(exchange).hedge_now(exchange))
+
+    class Hedging(Exchange):
+        __slots__ = ()
+
+        def hedge_now(self) -> None:
+            wanted.append(super().hedge_now())
+
+    exchange.__class__ = Hedging
     await kit.until(lambda: lb.worker.balancer.sweep() or len(wanted) > 5)
     go.set()
     assert (await wire.message()).body == b"first"

@@ -62,7 +62,7 @@ class Attempts(Entry):
     backend: Backend
 
     def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
-        super().__init__(balancer, client, head, body)
+        Entry.__init__(self, balancer, client, head, body)
         self.upstream: Upstream | None = None
         self.hedge: Upstream | None = None
         self.response: ResponseHead | None = None

@@ -37,7 +37,9 @@ class Entry(Outcome, ABC):
 
     def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
         now = time.monotonic()
-        super().__init__(now, head, client.peer, head.request_id or balancer.new_request_id(), "fast")
+        # Here and in what is made of it without `super()`, which makes an object for each call.
+        request_id = head.request_id or balancer.new_request_id()
+        Outcome.__init__(self, now, head, client.peer, request_id, "fast")
         self.balancer = balancer
         self.client = client
         self.body = body

@@ -44,7 +44,7 @@ class Exchange(Attempts):
     __slots__ = ("_comeback", "answered_at", "framed", "last_read", "left", "mute", "reader", "reusable")
 
     def __init__(self, balancer: Balancer, client: FrontConnection, head: RequestHead, body: bytes) -> None:
-        super().__init__(balancer, client, head, body)
+        Attempts.__init__(self, balancer, client, head, body)
         self.answered_at = 0.0
         self.last_read = 0.0
         self.framed = False
