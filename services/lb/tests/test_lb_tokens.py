@@ -14,6 +14,7 @@ import yaml
 from skyloom_lb.exchange import Outcome
 from skyloom_lb.fronts import make_front
 from skyloom_lb.observe.accesslog import AccessLog
+from skyloom_lb.settings import ServiceSettings
 
 pytestmark = pytest.mark.integration
 LIMIT = 1000
@@ -166,18 +167,37 @@ async def test_a_body_that_is_too_long_to_be_read_is_refused_where_tokens_count(
     assert not world.engine.requests
 
 
+async def test_a_services_own_token_limit_is_not_evaded_by_a_long_body(world: World, tmp_path: Path) -> None:
+    service = ServiceSettings(limits={"tokens_per_minute": 10_000})
+    await world.start(tmp_path, front={"max_body_mb": 1}, key={"limits": {}}, service=service)
+    assert await world.ask(10) == 200
+    assert await world.ask(900, pad=" " * (3 << 20)) == 413
+    assert len(world.engine.requests) == 1
+
+
 async def test_without_a_token_limit_a_long_body_goes_on(world: World, tmp_path: Path) -> None:
     await world.start(tmp_path, front={"max_body_mb": 1}, key={"limits": {"concurrency": 3}})
     assert await world.ask(900, pad=" " * (3 << 20)) == 200
 
 
-async def test_a_stream_of_another_kind_is_charged_with_its_prompt(world: World, tmp_path: Path) -> None:
-    """Whose end tells of the answer only."""
+@pytest.mark.parametrize(
+    ("start", "charged"),
+    [
+        (b'{"input_tokens":7,"output_tokens":1}', 37),
+        (b'{"input_tokens":7,"cache_read_input_tokens":100,"cache_creation_input_tokens":50}', 187),
+        (b"{}", None),
+    ],
+    ids=["told", "with a cache", "not told"],
+)
+async def test_a_stream_of_another_kind_is_charged_with_its_prompt(
+    world: World, tmp_path: Path, start: bytes, charged: int | None
+) -> None:
+    """Its beginning tells of the prompt, its end of the answer; a prompt that is not told is estimated."""
     await world.start(tmp_path)
     events = (
-        b'event: message_start\ndata: {"type":"message_start","message":{"usage":{"input_tokens":1}}}\n\n'
+        b'event: message_start\ndata: {"type":"message_start","message":{"usage":%b}}\n\n'
         b'event: message_delta\ndata: {"type":"message_delta","usage":{"output_tokens":30}}\n\n'
-    )
+    ) % start
 
     async def behave(wire: Any) -> None:
         await world.engine.request(wire)
@@ -186,7 +206,9 @@ async def test_a_stream_of_another_kind_is_charged_with_its_prompt(world: World,
     world.engine.behave = behave
     body = json.dumps({"model": "m", "messages": ["x" * 2000], "max_tokens": 300, "stream": True}).encode()
     answer = await world.lb.ask(world.kit.post(body, b"/v1/messages", KEY + JSON))
-    assert answer.body == events and 480 <= await world.charged() <= 580
+    assert answer.body == events
+    low, high = (480, 580) if charged is None else (charged - 20, charged)
+    assert low <= await world.charged() <= high
 
 
 async def test_what_reads_no_text_costs_nothing(world: World, tmp_path: Path) -> None:

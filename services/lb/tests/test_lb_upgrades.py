@@ -10,6 +10,8 @@ import aiohttp
 import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 
+from skyloom_lb.settings import ServiceSettings, Timeouts
+
 pytestmark = pytest.mark.integration
 
 ASK = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: x\r\n"
@@ -301,6 +303,40 @@ async def test_a_slow_reader_slows_the_other_side(kit: Any, reader: str) -> None
         go.set()
         assert await wire.ended() == b""
     await kit.until(lb.quiet)
+
+
+@pytest.mark.parametrize("who", ["client", "endpoint"])
+async def test_a_tunnel_in_which_nobody_says_anything_ends(kit: Any, who: str) -> None:
+    go = asyncio.Event()
+
+    async def switches(wire: Any) -> None:
+        await endpoint.request(wire)
+        await wire.send(SWITCHED)
+        await go.wait()
+        await wire.send(b"a word")
+        await wire.reader.read()
+
+    endpoint = await kit.endpoint(switches)
+    lb = await kit.lb(endpoint, service=ServiceSettings(timeouts=Timeouts(tunnel=600.0)))
+    wire = await lb.client()
+    await wire.send(kit.get(extra=ASK))
+    await wire.head()
+    (exchange,) = lb.worker.balancer.exchanges
+    before = exchange.last_read
+    exchange.check(before + 599.0)
+    assert not exchange.ended
+    if who == "client":
+        await wire.send(b"a word")
+    else:
+        go.set()
+    await kit.until(lambda: exchange.last_read > before)
+    exchange.check(before + 600.0)
+    assert not exchange.ended
+    exchange.check(exchange.last_read + 601.0)
+    assert (await wire.ended())[-6:] in (b"", b"a word")
+    go.set()
+    await kit.until(lambda: not endpoint.open and lb.quiet())
+    assert lb.outcomes[0].error == "IdleTimeout"
 
 
 async def test_a_drain_ends_it(kit: Any) -> None:

@@ -29,12 +29,14 @@ DEFAULT_SERVICE = "default"
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds; 0 = no limit. `first_byte` runs from the sent request, `idle` between two reads of an answer."""
+    """Seconds; 0 = no limit. `first_byte` runs from the sent request, `idle` between two reads of an answer, `tunnel` while neither
+    side of a WebSocket (or another upgrade) says anything."""
 
     connect: float = 5.0
     first_byte: float = 120.0
     idle: float = 120.0
     total: float = 0.0
+    tunnel: float = 3600.0
 
 
 @dataclass(frozen=True)

@@ -123,9 +123,19 @@ class Upgrade(CarefulExchange):
 
     # --- the end
 
+    def take(self, payload: bytes) -> None:
+        if self.switched:
+            self.last_read = time.monotonic()
+        super().take(payload)
+
     def check(self, now: float) -> None:
         if not self.switched:
-            super().check(now)
+            return super().check(now)
+        silent = self.service.settings.timeouts.tunnel
+        if silent and now - self.last_read > silent:
+            self.client.close_broken()
+            self.cancel("IdleTimeout")
+        return None
 
     def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None:
         if not self.switched:

@@ -93,9 +93,10 @@ class OpenAiFront:
         self._api = {name: ApiService(service, environ) for name, service in services.items()}
         self._seen: dict[str, object] = {}
         self._max_body = settings.max_body_mb * 1024 * 1024
-        state.admission.configure(
-            {name: service_limits(name, one.settings.limits) for name, one in services.items()}
-        )
+        limits = {name: service_limits(name, one.settings.limits) for name, one in services.items()}
+        state.admission.configure(limits)
+        self._by_tokens = {name for name, one in limits.items() if one.tokens_per_minute}
+        """Services whose tokens are limited."""
         self._admission = state.admission
         self._build()
 
@@ -191,14 +192,18 @@ class OpenAiFront:
         """Too much to be read ahead: a form may tell its model at its beginning, and one service is always right."""
         form = kind is Kind.OTHER and is_form(head)
         key: Key | None = principal.data[0] if principal.data is not None else None
-        if key is not None and key.limits.tokens_per_minute and not (form and body.startswith(b"--")):
-            return errors.too_large(self._settings.max_body_mb)  # it would not be counted
-        if self.table.takes_any or pinned is not None:
-            return self._as_it_is(principal, head, body, pinned)
-        model = self._find(named(body, any_model(body))) if form else None
-        if model is None or model.chosen[0].model not in ("", model.name):
+        uncounted = not (form and body.startswith(b"--"))
+        if uncounted and key is not None and key.limits.tokens_per_minute:
             return errors.too_large(self._settings.max_body_mb)
-        return self._as_it_is(principal, head, body, self._api[model.chosen[0].service])
+        if not self.table.takes_any and pinned is None:
+            model = self._find(named(body, any_model(body))) if form else None
+            if model is None or model.chosen[0].model not in ("", model.name):
+                return errors.too_large(self._settings.max_body_mb)
+            pinned = self._api[model.chosen[0].service]
+        found = self._as_it_is(principal, head, body, pinned)
+        if uncounted and isinstance(found, Route) and found.service.name in self._by_tokens:
+            return errors.too_large(self._settings.max_body_mb)
+        return found
 
     def _pinned(self, head: RequestHead) -> ApiService | None:
         """A service whose host or path prefix the request has."""

@@ -370,15 +370,16 @@ class StreamObserver:
         return b"data: " + orjson.dumps(data) + b"\n\n"
 
     def _other(self, raw: bytes, text: bytes) -> bytes:
-        """Responses and whatever else is streamed: passed on; the usage is in the event that ends it."""
+        """Responses and whatever else is streamed: passed on. The usage is in the event that ends it, of Anthropic's messages that
+        of the prompt in the first one."""
         if b'"usage"' in text:
             try:
                 data = orjson.loads(text)
             except orjson.JSONDecodeError:
                 return raw
             if isinstance(data, dict):
-                inner = data.get("response")
-                self._take_usage(inner.get("usage") if isinstance(inner, dict) else data.get("usage"))
+                inner = data.get("response") or data.get("message")
+                self._add_usage(inner.get("usage") if isinstance(inner, dict) else data.get("usage"))
         if (
             text.find(b'"response.completed"', 0, 200) >= 0
             or text.find(b'"response.incomplete"', 0, 200) >= 0
@@ -398,6 +399,16 @@ class StreamObserver:
         self._usage = Usage(prompt, completion, min(usage.cached, prompt))
         if not self._closing and self._continues and self._so_far.tokens < completion:
             self._so_far.tokens = completion  # the engine counts better than we do
+
+    def _add_usage(self, value: Any) -> None:
+        """What an event does not tell stays what an earlier one told."""
+        usage, before = usage_of(value), self._usage or Usage()
+        if usage is not None:
+            self._usage = Usage(
+                usage.prompt or before.prompt,
+                usage.completion or before.completion,
+                usage.cached or before.cached,
+            )
 
     def _usage_event(self, raw: bytes, data: dict[str, Any]) -> bytes:
         if self._plan.hides_usage:

@@ -26,7 +26,8 @@ class Usage:
 
 
 def usage_of(value: Any) -> Usage | None:
-    """From OpenAI's two forms: prompt_/completion_tokens, and input_/output_tokens of responses."""
+    """From OpenAI's two forms: prompt_/completion_tokens, and input_/output_tokens of responses; Anthropic's is like the second, but
+    what it took from its cache or put there is counted beside its input."""
     if not isinstance(value, dict):
         return None
     found = value.get
@@ -34,6 +35,9 @@ def usage_of(value: Any) -> Usage | None:
     completion = _count(found("completion_tokens")) or _count(found("output_tokens"))
     details = found("prompt_tokens_details") or found("input_tokens_details")
     cached = _count(details.get("cached_tokens")) if isinstance(details, dict) else 0
+    if "cache_read_input_tokens" in value:
+        cached = _count(found("cache_read_input_tokens"))
+        prompt += cached + _count(found("cache_creation_input_tokens"))
     if not prompt and not completion:
         total = _count(found("total_tokens"))
         return Usage(total) if total else None
