@@ -295,6 +295,48 @@ async def test_a_new_worker_serves_with_the_settings_that_were_accepted_last(
     assert f"{path}: is empty; write {{}} for no settings" in log.read_text()
 
 
+async def test_a_new_worker_knows_the_keys_that_were_good_last(
+    kit: Any, start: Start, tmp_path: Path
+) -> None:
+    """Those of the file as it was before it became wrong, not as it was when the balancer started."""
+    endpoint = await kit.endpoint()
+    path = config(tmp_path, endpoint, {})
+    keys = tmp_path / "keys.yaml"
+    before = keys.read_text()
+    log = tmp_path / "log"
+    lb = await start("--config", path, "--workers", "2", log=log)
+
+    async def asked(secret: bytes) -> set[int]:
+        """By so many connections that both workers have had one."""
+        found = set()
+        for _ in range(12):
+            one = await wire(kit, lb.port)
+            await one.send(kit.post(target=b"/echo", extra=b"Authorization: Bearer %b\r\n" % secret))
+            found.add((await one.message()).status)
+            one.close()
+        return found
+
+    assert (await asked(b"sk-one"), await asked(b"sk-two")) == ({200}, {401})
+    one, two = (hashlib.sha256(secret).hexdigest() for secret in (b"sk-one", b"sk-two"))
+    keys.write_text(before.replace(one, two))
+    async with asyncio.timeout(20):
+        while (await asked(b"sk-one"), await asked(b"sk-two")) != ({401}, {200}):
+            await asyncio.sleep(0.05)
+    async with asyncio.timeout(20):
+        while log.read_text().count("1 keys read again") < 3:  # two workers and their supervisor
+            await asyncio.sleep(0.05)
+    for wrong in ("keys: [nonsense", None):
+        keys.unlink() if wrong is None else keys.write_text(wrong)
+        victim = lb.workers[0]
+        os.kill(victim, signal.SIGKILL)
+        await until_two(lb, victim)
+        assert (await asked(b"sk-one"), await asked(b"sk-two")) == ({401}, {200})
+    keys.write_text(before)
+    async with asyncio.timeout(20):
+        while (await asked(b"sk-one"), await asked(b"sk-two")) != ({200}, {401}):
+            await asyncio.sleep(0.05)
+
+
 async def test_the_supervisor_goes_by_the_new_settings_too(kit: Any, start: Start, tmp_path: Path) -> None:
     endpoint = await kit.endpoint()
     keys, path = tmp_path / "keys.yaml", tmp_path / "lb.yaml"

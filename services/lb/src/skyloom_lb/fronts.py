@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import time
-from dataclasses import replace
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from skyloom_common.bus import Bus
 from skyloom_common.contracts.endpoints import REPLICA_WANTED
 from skyloom_common.core.errors import InvalidRequest
 from skyloom_lb.admission.admission import Admission
+from skyloom_lb.admission.config import Limits
 from skyloom_lb.admission.keys import KeyStore, read_keys
 from skyloom_lb.admission.ledger import Ledger
 from skyloom_lb.admission.shared import RedisScript
@@ -31,10 +31,9 @@ _log = logging.getLogger(__name__)
 
 def check(settings: Settings) -> None:
     """What the front reads beside the settings: the keys file, providers' keys. Raises InvalidRequest."""
-    front = front_settings(settings.front)
-    path = settings.keys_file or front.keys_file
+    path, limits = keys_wanted(settings)
     if path:
-        read_keys(path, front.limits)
+        read_keys(path, limits)
     elif not settings.is_local and not settings.open:
         raise InvalidRequest(
             f"host: {settings.host} is reachable from outside and there is no keys file, so that everybody could use the "
@@ -46,24 +45,33 @@ def check(settings: Settings) -> None:
 
 def is_exposed(settings: Settings) -> bool:
     """Everybody who reaches it may use it, and not only this machine does."""
-    keyed = settings.keys_file or front_settings(settings.front).keys_file
-    return not keyed and not settings.is_local
+    return not keys_wanted(settings)[0] and not settings.is_local
 
 
-def make_front(balancer: Balancer, ledger: Ledger | None = None) -> Front:
+def keys_wanted(settings: Settings) -> tuple[str, Limits]:
+    """Path of the keys file ("" = none), and the limits of keys that have none of their own."""
+    front = front_settings(settings.front)
+    return settings.keys_file or front.keys_file, front.limits
+
+
+def key_store(settings: Settings, before: KeyStore | None, known: str | None = None) -> KeyStore | None:
+    """The one there was, unless another one is wanted."""
+    path, limits = keys_wanted(settings)
+    if not path:
+        return None
+    return before if before is not None and before.same(path, limits) else KeyStore(path, limits, known=known)
+
+
+def make_front(balancer: Balancer, ledger: Ledger | None = None, known_keys: str | None = None) -> Front:
     """Called again when the settings or the set of services change; keys, counts and limits outlive that.
 
-    `ledger`: what this process counts together with the other workers.
+    `ledger`: what this process counts together with the other workers. `known_keys`: of a supervisor, for this process's first
+    front: the keys file may have become wrong since.
     """
     before = getattr(balancer, "front", None)
     settings = front_settings(balancer.settings.front)
-    if balancer.settings.keys_file:
-        settings = replace(settings, keys_file=balancer.settings.keys_file)
     state = before.state if isinstance(before, OpenAiFront) else new_state(balancer, ledger)
-    if not settings.keys_file:
-        state.keys = None
-    elif state.keys is None or not state.keys.same(settings.keys_file, settings.limits):
-        state.keys = KeyStore(settings.keys_file, settings.limits)
+    state.keys = key_store(balancer.settings, state.keys, known_keys if before is None else None)
     front = OpenAiFront(balancer.services, settings, state, os.environ)
     for missing in sorted(set(front.table.missing)):
         _log.warning("front.models names service %r, which nobody knows (yet)", missing)

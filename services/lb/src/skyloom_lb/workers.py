@@ -27,8 +27,9 @@ import orjson
 from skyloom_common.core.errors import SkyloomError, Unavailable
 from skyloom_common.core.wire import from_wire, to_wire
 from skyloom_lb.admin import admin_app
+from skyloom_lb.admission.keys import KeyStore
 from skyloom_lb.admission.ledger import described, inherited, make_ledger
-from skyloom_lb.fronts import make_front
+from skyloom_lb.fronts import key_store, make_front
 from skyloom_lb.listener import listen, nobody_listens
 from skyloom_lb.loop import run as run_loop
 from skyloom_lb.observe.snapshot import past, total
@@ -49,6 +50,8 @@ class Child:
     writer: asyncio.StreamWriter
     wanted: Settings
     """What it is to serve with."""
+    known_keys: str | None = None
+    """The keys file as it was when it was right (hashes, no secrets): it may be wrong when this one starts."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     last: dict[str, Any] | None = None
     failed: SkyloomError | None = None
@@ -65,6 +68,8 @@ class Child:
             return
         self._asked += 1
         question: dict[str, Any] = {"ask": self._asked}
+        if self._asked == 1:
+            question["known_keys"] = self.known_keys
         if self._given is not self.wanted:
             self._given = self.wanted
             question["settings"] = to_wire(self.wanted)
@@ -114,6 +119,7 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._failed: SkyloomError | None = None
         self._port = settings.port
+        self._keys: KeyStore | None = None
         self._ledger, self._ears = make_ledger(settings.workers)
 
     async def run(self) -> int:
@@ -156,6 +162,7 @@ class Supervisor:
 
     def _take(self, settings: Settings) -> None:
         """For all workers, and for those that will be started."""
+        self._keys = key_store(settings, self._keys)
         self._settings = replace(settings, port=self._port)
         for child in self._children.values():
             child.wanted = self._settings
@@ -212,7 +219,8 @@ class Supervisor:
                 env={**os.environ, CONTROL: str(theirs.fileno()), LEDGER: ledger},
             )
         reader, writer = await asyncio.open_connection(sock=ours, limit=_LIMIT)
-        child = Child(process, reader, writer, self._settings)
+        known_keys = self._keys.text if self._keys is not None else None
+        child = Child(process, reader, writer, self._settings, known_keys)
         child.tell()
         return child
 
@@ -230,9 +238,11 @@ class Supervisor:
                 await asyncio.wait(late)
 
     async def _keep_snapshots(self) -> None:
-        """So that what a worker counted until a second ago outlives it."""
+        """So that what a worker counted until a second ago outlives it, and what the keys file was when it was right."""
         while True:
             await asyncio.sleep(1.0)
+            if self._keys is not None:
+                self._keys.poll()
             await asyncio.gather(*(child.ask() for child in list(self._children.values())))
 
     async def _all(self) -> list[dict[str, Any]]:
@@ -257,11 +267,11 @@ def supervise(settings: Settings, arguments: Sequence[str]) -> int:
     return asyncio.run(run())
 
 
-async def work(settings: Settings, control: socket.socket) -> int:
+async def work(settings: Settings, control: socket.socket, known_keys: str | None = None) -> int:
     """One worker. Its first answer says that it serves."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     ledger = inherited(os.environ[LEDGER])
-    worker = Worker(settings, partial(make_front, ledger=ledger))
+    worker = Worker(settings, partial(make_front, ledger=ledger, known_keys=known_keys))
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await worker.start(listen(settings.host, settings.port, reuse_port=True))
@@ -312,9 +322,10 @@ def _main() -> int:
     line = control.makefile("rb").readline()
     if not line:
         return 1  # the supervisor is gone
-    settings = from_wire(Settings, json.loads(line)["settings"], strict=True)
+    question = json.loads(line)
+    settings = from_wire(Settings, question["settings"], strict=True)
     try:
-        return run_loop(work(settings, control), settings.event_loop)
+        return run_loop(work(settings, control, question["known_keys"]), settings.event_loop)
     except SkyloomError as error:
         _say_why(control, error)
     except OSError as error:

@@ -27,6 +27,7 @@ from skyloom_lb.admission.config import Limits, from_wire_unseen, not_negative, 
 SCOPES = ("chat", "completions", "embeddings", "responses", "models", "other")
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{64})\Z")
 _MAX_PATTERNS = 4096
+_NO_MARK = (0, 0, 0)
 _log = logging.getLogger(__name__)
 
 
@@ -139,12 +140,23 @@ def parse_keys(data: Any, default_limits: Limits) -> dict[bytes, Key]:
 
 
 def read_keys(path: str, default_limits: Limits) -> dict[bytes, Key]:
+    return keys_in(_text_of(path), path, default_limits)
+
+
+def _text_of(path: str) -> str:
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        # The reason without the file's own text: somebody may have put a secret there by mistake.
-        words = error.strerror if isinstance(error, OSError) else "it is not YAML"
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        words = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InvalidRequest(f"keys file {path}: cannot be read: {words}") from None
+
+
+def keys_in(text: str, path: str, default_limits: Limits) -> dict[bytes, Key]:
+    """`path`: for messages. None of them shows the text: somebody may have put a secret there by mistake."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise InvalidRequest(f"keys file {path}: cannot be read: it is not YAML") from None
     if data is not None and not isinstance(data, dict):
         raise InvalidRequest(f"keys file {path}: a mapping with `keys:` is wanted")
     return parse_keys(_texts(data), default_limits)
@@ -159,15 +171,38 @@ def _texts(data: Any) -> Any:
 
 
 class KeyStore:
-    """The keys in force. A file that becomes wrong or goes away changes nothing, and is told."""
+    """The keys in force. A file that becomes wrong or goes away changes nothing, and is told.
 
-    def __init__(self, path: str, default_limits: Limits, clock: Callable[[], float] = time.time) -> None:
+    `known`: what was in the file when it was right, for one who comes while it is not.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        default_limits: Limits,
+        clock: Callable[[], float] = time.time,
+        known: str | None = None,
+    ) -> None:
         self.path = path
         self.trouble = ""
         self._clock = clock
         self._limits = default_limits
         self._mark = self._look()
-        self.by_digest = read_keys(path, default_limits)
+        try:
+            self._read()
+        except InvalidRequest as error:
+            if known is None:
+                raise
+            _log.error("the keys are those known last: %s", error.message)
+            self.trouble, self._mark = error.message, _NO_MARK
+            self._use(known)
+
+    def _read(self) -> None:
+        self._use(_text_of(self.path))
+
+    def _use(self, text: str) -> None:
+        self.by_digest = keys_in(text, self.path, self._limits)
+        self.text = text
 
     def same(self, path: str, default_limits: Limits) -> bool:
         return (path, default_limits) == (self.path, self._limits)
@@ -176,7 +211,7 @@ class KeyStore:
         try:
             found = os.stat(self.path)
         except OSError:
-            return (0, 0, 0)
+            return _NO_MARK
         return (found.st_mtime_ns, found.st_size, found.st_ino)
 
     def poll(self) -> bool:
@@ -185,7 +220,7 @@ class KeyStore:
         if mark == self._mark:
             return False
         try:
-            self.by_digest = read_keys(self.path, self._limits)
+            self._read()
         except InvalidRequest as error:
             if self.trouble != error.message:
                 _log.error("the keys stay what they were: %s", error.message)
