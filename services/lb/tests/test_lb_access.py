@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +289,35 @@ async def test_a_provider_with_a_host_of_its_own_has_its_pages(world: World) -> 
     await world.start(first, outside, keys={"k": {}})
     assert (await world.get(b"/admin", host=b"out.example")).status == 200
     assert len(world.engines["outside"].requests) == 1
+
+
+# --- one connection, many requests
+
+
+@pytest.mark.parametrize("end", ["taken away", "expired", "bound to another model"])
+async def test_a_key_that_ends_ends_on_a_connection_that_is_open(world: World, end: str) -> None:
+    """Who asks is known again with the head of the request before it, and no longer than that holds."""
+    now = time.time()
+    expires = dt.datetime.fromtimestamp(now + 600, dt.UTC).isoformat()
+    await world.start(
+        await world.service("a", openai={"models": ["a"]}),
+        keys={"k": {"expires": expires} if end == "expired" else {}},
+    )
+    keys = world.lb.worker.balancer.front.state.keys
+    raw = world.kit.post(chat("a"), b"/v1/chat/completions", b"Authorization: Bearer k\r\n")
+    wire = await world.lb.client()
+    for _ in range(3):
+        await wire.send(raw)
+        assert (await wire.message()).status == 200
+    path = world.folder / "keys.yaml"
+    if end == "expired":
+        keys._clock = lambda: now + 601
+    elif end == "taken away":
+        path.write_text("keys: []")
+        assert keys.poll()
+    else:
+        path.write_text(path.read_text().replace("- name: k", "- models: [b]\n  name: k"))
+        assert keys.poll()
+    await wire.send(raw)
+    assert (await wire.message()).status == (404 if end == "bound to another model" else 401)
+    assert world.asked() == 3
