@@ -16,12 +16,14 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from skyloom_common.core.errors import Unavailable
 from skyloom_lb import workers
+from skyloom_lb.listener import nobody_listens
 from skyloom_lb.observe.collector import render
 from skyloom_lb.observe.snapshot import living, past, total
 from skyloom_lb.settings import Settings
 from skyloom_lb.workers import Child, Supervisor
-from skyloom_testing_lb import Process, Start, balancers
+from skyloom_testing_lb import Process, Start, balancers, free_port
 
 pytestmark = pytest.mark.integration
 REQUESTS = 'skyloom_lb_requests_total{service="default"}'
@@ -419,6 +421,35 @@ async def test_two_balancers_do_not_share_a_port_unknown_to_anybody(
     assert await asyncio.wait_for(second.process.wait(), 20) == 1
     words = f"host, port: 127.0.0.1:{first.port} cannot be listened on: is used by another process"
     assert log.read_text().strip() == f"skyloom-lb: {words}"
+
+
+def is_free(port: int) -> bool:
+    with contextlib.suppress(Unavailable):
+        nobody_listens("127.0.0.1", port)
+        return True
+    return False
+
+
+async def test_nor_when_they_start_in_one_instant(kit: Any, start: Start, tmp_path: Path) -> None:
+    """Before the first one's workers listen; once it has ended, in whatever way, the port is free."""
+    port = str(free_port())
+    flags = ("--endpoint", "http://127.0.0.1:1", "--workers", "2", "--port", port)
+    for _ in range(2):
+        logs = [tmp_path / str(number) for number in range(3)]
+        all_of_them = await asyncio.gather(*(start(*flags, wait=False, log=log) for log in logs))
+        async with asyncio.timeout(30):
+            while sum(one.process.returncode is not None for one in all_of_them) < 2:
+                await asyncio.sleep(0.02)
+        ended = [one.process.returncode for one in all_of_them if one.process.returncode is not None]
+        assert ended == [1, 1]
+        said = [log.read_text().strip() for log in logs]
+        words = f"skyloom-lb: host, port: 127.0.0.1:{port} cannot be listened on: is used by another process"
+        assert said.count(words) == 2
+        (left,) = (one for one in all_of_them if one.process.returncode is None)
+        await left.ready()
+        left.process.kill()
+        await left.process.wait()
+        await kit.until(lambda: is_free(int(port)))
 
 
 async def test_an_endpoint_that_only_a_dead_worker_had_is_no_endpoint(

@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 import ssl
+import sys
 from collections.abc import Callable
 
 from skyloom_common.core.errors import InvalidRequest, Unavailable
@@ -45,6 +46,20 @@ def nobody_listens(host: str, port: int) -> None:
     """Two balancers whose workers share a port would share it with each other too, and nobody would know."""
     if port:
         listen(host, port, reuse_port=False).close()
+
+
+def hold(host: str, port: int) -> socket.socket | None:
+    """Of two that are started in one instant, before anybody listens, one gets this. It is held until the port is given up, and goes
+    with its process. Raises SkyloomError that names the address; None where the system has no such names (all but Linux)."""
+    if sys.platform != "linux":
+        return None
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0skyloom-lb {host} {port}")
+    except OSError as error:
+        held.close()
+        raise Unavailable(no_port("host, port", host, port, error)) from error
+    return held
 
 
 def no_port(field: str, host: str, port: int, error: OSError) -> str:

@@ -30,7 +30,7 @@ from skyloom_lb.admin import admin_app
 from skyloom_lb.admission.keys import KeyStore
 from skyloom_lb.admission.ledger import described, inherited, make_ledger
 from skyloom_lb.fronts import key_store, make_front
-from skyloom_lb.listener import listen, nobody_listens
+from skyloom_lb.listener import hold, listen, nobody_listens
 from skyloom_lb.loop import run as run_loop
 from skyloom_lb.observe.snapshot import past, total
 from skyloom_lb.settings import Settings
@@ -130,6 +130,7 @@ class Supervisor:
         nobody_listens(settings.host, settings.port)
         reserved = listen(settings.host, settings.port, reuse_port=True)
         self._port = reserved.getsockname()[1]
+        held = hold(settings.host, self._port)
         self._take(settings)
         reload = Reload(self._arguments, settings, self._take)
         self._hear(reload.now)
@@ -139,7 +140,9 @@ class Supervisor:
         keepers += [loop.create_task(self._keep_snapshots()), loop.create_task(reload.watch())]
         _log.info("%d workers listen on %s:%d", settings.workers, settings.host, self._port)
         await self._stopping.wait()
-        reserved.close()
+        for one in (reserved, held):
+            if one is not None:
+                one.close()
         await self._end(keepers)
         if admin is not None:
             await admin.cleanup()
