@@ -599,6 +599,28 @@ async def test_a_fault_of_ours_ends_one_request_alone(kit: Any, where: str, odd:
     assert not (await cut_off(kit, lb, other, reset=False)).endswith(LAST), "its time-out still works"
     await kit.until(lb.quiet)
     assert lb.service.stats.errors.get("IdleTimeout", 0) >= 1
+    if "broken" not in where:  # else the endpoint has fallen silent
+        assert lb.service.stats.errors["InternalError"] == 1
+        (backend,) = lb.service.backends.values()
+        assert backend.stats.failures == {"EndpointDied": 1}, (
+            "the silent stream is all that it is to blame for"
+        )
+
+
+async def test_a_fault_of_ours_at_a_head_is_tried_elsewhere_and_blames_nobody(kit: Any) -> None:
+    class Front(RaisingFront):
+        def observer(self, route: Any, response: Any, outcome: Any) -> Any:
+            raise ZeroDivisionError
+
+    endpoints = [await kit.endpoint() for _ in range(2)]
+    lb = await kit.lb(*endpoints, make_front=lambda balancer: Front(balancer.services))
+    wire = await lb.client()
+    await wire.send(kit.get(b"/observed"))
+    answer = await wire.message()
+    assert answer.status == 502 and b"the balancer failed at" in answer.body
+    assert [len(one.requests) for one in endpoints] == [1, 1]
+    assert all(one.stats.failures == {} for one in lb.service.backends.values())
+    await kit.until(lb.quiet)
 
 
 async def test_a_fault_in_the_sweep_ends_one_request_alone(kit: Any) -> None:

@@ -17,6 +17,8 @@ class Failed(enum.Enum):
     TIMEOUT = "FirstByteTimeout"
     GARBAGE = "BadResponse"
     STATUS = "Status5xx"
+    FAULT = "InternalError"
+    """Ours: the endpoint is not to blame."""
 
 
 _A_SECOND = 2.0
@@ -106,5 +108,6 @@ def no_answer(failed: Failed, endpoint: str) -> Refusal:
         Failed.CONNECT: "is not reached",
         Failed.GARBAGE: "did not answer in HTTP",
         Failed.STATUS: "answered that it cannot serve now",
+        Failed.FAULT: "gave an answer that the balancer failed at; its log says why",
     }.get(failed, "closed the connection without an answer")
     return Refusal(502, "endpoint_failed", f"Endpoint {endpoint} {words}.", retry_after=1.0)

@@ -194,7 +194,10 @@ class Attempts(Entry):
             self.service.abandoned(backend)
             return self.go_to(backend, fresh=True) if self.hedge is None else self.take_hedge()
         now = time.monotonic()
-        self.service.failed(backend, failed.value, now, now - self.phase_since)
+        if failed is Failed.FAULT:
+            self.service.abandoned(backend, now, now - self.phase_since)
+        else:
+            self.service.failed(backend, failed.value, now, now - self.phase_since)
         self.tried += (backend.id,)
         if self.hedge is not None:
             return self.take_hedge()

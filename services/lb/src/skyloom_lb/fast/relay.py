@@ -85,10 +85,10 @@ class Exchange(Attempts):
                 self.last_read = now
                 self._head(upstream, data)
         except BadMessage as bad:
-            self._bad_answer(f"BadResponse: {bad.reason}")
+            self._bad_answer(f"BadResponse: {bad.reason}", Failed.GARBAGE)
         except Exception:
             _log.exception("an answer could not be passed on")
-            self._bad_answer("InternalError")
+            self._bad_answer(Failed.FAULT.value, Failed.FAULT)
 
     def _one_chunk(self, data: bytes, payload: bytes) -> None:
         """What `_body` does, for the usual read of a stream: what nobody changes is not framed anew."""
@@ -119,11 +119,11 @@ class Exchange(Attempts):
         self.mute = False
         self.first_byte = self.answered_at = now
 
-    def _bad_answer(self, reason: str) -> None:
+    def _bad_answer(self, reason: str, failed: Failed) -> None:
         if self.phase == ANSWERING:
             self.broken(reason)
         elif self.phase == WAITING:
-            self.attempt_failed(Failed.GARBAGE)
+            self.attempt_failed(failed)
         else:
             self.fault()
 
@@ -167,23 +167,23 @@ class Exchange(Attempts):
         self.first_byte = self.answered_at = self.last_read
         if self.committed and status >= 300:
             return self._held_stream_failed(status)
-        if self.route.observe and status < 300:
-            self.observer = self.balancer.front.observer(self.route, response, self)
-        self._frame(response, length)
-        prefix = b""
-        if not self.committed:
-            self.status = status
-            prefix = self._client_head(response)
-        if self.left and self.left == len(data) and self.reader is None and not self.framed:
-            return self._whole(prefix, data)
-        if self.client.write_paused and self.upstream is not None:
-            self.upstream.pause()
-        if self.route.stream and not data:
-            self.mute = True
         try:
+            if self.route.observe and status < 300:
+                self.observer = self.balancer.front.observer(self.route, response, self)
+            self._frame(response, length)
+            prefix = b""
+            if not self.committed:
+                self.status = status
+                prefix = self._client_head(response)
+            if self.left and self.left == len(data) and self.reader is None and not self.framed:
+                return self._whole(prefix, data)
+            if self.client.write_paused and self.upstream is not None:
+                self.upstream.pause()
+            if self.route.stream and not data:
+                self.mute = True
             return self._body(data, prefix)
         except Exception:
-            if prefix and self.phase == ANSWERING:
+            if self.phase == ANSWERING and not (self.bytes_out or self.committed):
                 self._take_back()
             raise
 
@@ -315,7 +315,10 @@ class Exchange(Attempts):
             upstream.close()
             self.tried += (self.backend.id,)
             waited = self.answered_at - upstream.sent_at
-            self.service.failed(self.backend, "EndpointDied", time.monotonic(), waited)
+            if reason == Failed.FAULT.value:
+                self.service.abandoned(self.backend, time.monotonic(), waited)
+            else:
+                self.service.failed(self.backend, "EndpointDied", time.monotonic(), waited)
         try:
             last = self.observer.broken(reason, self) if self.observer is not None else None
         except Exception:
