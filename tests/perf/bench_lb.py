@@ -31,6 +31,7 @@ import psutil
 
 Row = tuple[str, float, str, str]
 ROUNDS, SECONDS = 5, 2
+STREAM_ROUNDS = 9
 PEER_ROUNDS, PEER_SECONDS, PEER_CONNECTIONS = 3, 5, 8
 LB_CORE, LOAD_CORE = "0", str((os.cpu_count() or 2) - 1)
 ROLES = Path(__file__).parent / "lb_roles.py"
@@ -412,7 +413,7 @@ def streams(bench: Bench) -> None:
     proxies = {"ours": port, "nginx": bench.proxy_nginx([source])}
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in proxies}
     memory = 0.0
-    for _ in range(ROUNDS):
+    for _ in range(STREAM_ROUNDS):
         for name, one in proxies.items():
             command = ["taskset", "-c", LOAD_CORE, sys.executable, str(ROLES), "watch", str(one), "1000", "3"]
             watcher = subprocess.Popen(command, stdout=subprocess.PIPE)

@@ -287,6 +287,7 @@ class Kit:
     def __init__(self) -> None:
         self.lbs: list[Lb] = []
         self.endpoints: list[RawEndpoint] = []
+        self.held: list[socket.socket] = []
 
     async def lb(
         self, *endpoints: RawEndpoint | str, service: Any = None, make_front: Any = None, **fields: Any
@@ -321,12 +322,15 @@ class Kit:
         return endpoint
 
     def closed_port(self) -> str:
-        """Where nobody listens."""
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            return f"http://127.0.0.1:{one.getsockname()[1]}"
+        """Where nobody listens, and nobody else can: another test's server would."""
+        one = socket.socket()
+        self.held.append(one)
+        one.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{one.getsockname()[1]}"
 
     async def close(self) -> None:
+        for one in self.held:
+            one.close()
         for lb in self.lbs:
             for wire in lb.wires:
                 wire.writer.transport.abort()
