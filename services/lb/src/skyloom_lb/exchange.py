@@ -67,7 +67,8 @@ class Route:
     `target` and `body`: None = as the client sent them. `drop`: lower-case names of headers that do not go on; `add`: raw
     lines, each with its CR LF. `replayable`: the same request may be sent again although an endpoint may have begun with it
     (None = by its method). `fallback`: tried when this service gave no answer before the first byte.
-    `observe`: an observer is wanted for this request's answer. `external`: to a stranger, who is not told who asked.
+    `observe`: an observer is wanted for this request's answer. `external`: to a stranger, who is not told who asked. `usual`: the
+    next request with this head may get the same object; then nothing but the client's own body goes on.
     """
 
     service: Service
@@ -83,6 +84,7 @@ class Route:
     observe: bool = False
     data: Any = None
     external: bool = False
+    usual: bool = False
 
     def goes_on(self, refusal: Refusal) -> bool:
         """Whether the fallback is asked: not for what is the client's own fault or limit."""
@@ -177,9 +179,11 @@ class Observer(Protocol):
 
     `rewrites`: the client gets what `feed` returns, framed anew; otherwise it gets the endpoint's own bytes and the return
     value is ignored, which costs less. `steady`: events that need not be fed one by one, until the next one that is fed.
+    `whole`: nobody misses anything, although an endpoint may have died.
     """
 
     rewrites: bool
+    whole: bool
 
     @property
     def steady(self) -> Steady | None: ...
@@ -199,18 +203,23 @@ class Observer(Protocol):
         """Whether the answer to a Resume goes on from here; if not, `broken` is asked again."""
         ...
 
+    def count(self) -> None:
+        """The outcome is told what the answer cost; once, at its end."""
+        ...
+
 
 class Outcome:
     """What is known of one request, from its start to its end; the fast lane's exchange is one itself.
 
     Times are of the monotonic clock. `error` is "" or a CamelCase reason (ClientDisconnected, EndpointDied, ...).
-    Token counts and `cost` are for the observer to fill.
+    Token counts and `cost` are for the observer to fill. `body`: the client's, once all of it is here and until the end.
     """
 
     # Slots, as in all classes that are made for each request or read in each: a look at a default of the class costs ten times that.
     __slots__ = (
-        "bytes_in", "bytes_out", "cached_tokens", "completion_tokens", "cost", "ended", "endpoint", "error", "first_byte", "head",
-        "lane", "peer", "principal", "prompt_tokens", "refused", "request_id", "resumes", "retries", "route", "started", "status",
+        "body", "bytes_in", "bytes_out", "cached_tokens", "completion_tokens", "cost", "ended", "endpoint", "error", "first_byte",
+        "head", "lane", "observer", "peer", "principal", "prompt_tokens", "refused", "request_id", "resumes", "retries", "route",
+        "started", "status",
     )  # fmt: skip
 
     head: RequestHead | None
@@ -224,6 +233,8 @@ class Outcome:
         self.peer = peer
         self.request_id = request_id
         self.lane = lane
+        self.body = b""
+        self.observer: Observer | None = None
         self.principal: Principal | None = None
         self.route = None
         self.endpoint = ""

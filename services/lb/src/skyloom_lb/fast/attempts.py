@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from typing import TYPE_CHECKING
 
-from skyloom_lb.exchange import Observer, Refusal, Resume, Route
+from skyloom_lb.exchange import Refusal, Resume, Route
 from skyloom_lb.fast.entry import ANSWERING, CONNECTING, WAITING, Entry
 from skyloom_lb.retries import Failed, may_retry, no_answer
 from skyloom_lb.wire.headers import MAX_HEAD
@@ -32,6 +32,7 @@ _STALE_AT_ONCE = 0.1
 """The same for a request that must not be served twice: an endpoint that closes an idle connection does not take longer."""
 
 
+_AGAIN = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n%b"
 _HTTP = b"HTTP/1."
 _INTERIM = b"HTTP/1.1 1"
 _STATUS_LINE = len(b"HTTP/1.1 200")
@@ -55,7 +56,7 @@ class Attempts(Entry):
     be called, when nobody is left to try."""
 
     __slots__ = (
-        "backend", "buffer", "failure", "hedge", "hedge_said", "observer", "response", "resume", "tried", "upstream",
+        "backend", "buffer", "failure", "hedge", "hedge_said", "response", "resume", "tried", "upstream",
     )  # fmt: skip
 
     route: Route
@@ -66,7 +67,6 @@ class Attempts(Entry):
         self.upstream: Upstream | None = None
         self.hedge: Upstream | None = None
         self.response: ResponseHead | None = None
-        self.observer: Observer | None = None
         self.resume: Resume | None = None
         self.tried: tuple[str, ...] = ()
         self.hedge_said = b""
@@ -122,6 +122,9 @@ class Attempts(Entry):
     def payload(self, backend: Backend) -> bytes:
         """The request as it goes to the endpoint: raw lines, less those that end here, with ours added."""
         head, route, resume = self.head, self.route, self.resume
+        known = head.start
+        if known is not None and known[0] is route and known[1] == backend.address.prefix and resume is None:
+            return _AGAIN % (known[2], len(self.body), self.request_id, self.body)
         drop, add = route.drop, route.add
         target = route.target or head.target
         body = self.body if route.body is None else route.body
@@ -133,20 +136,11 @@ class Attempts(Entry):
         if not head.request_id:
             add = b"%bx-request-id: %b\r\n" % (add, self.request_id)
         forwarded = b"" if route.external else self.client.forwarded(head)
-        # Joining takes half as long as formatting.
-        parts = (
-            head.method,
-            b" ",
-            backend.address.prefix if target.startswith(b"/") else b"",  # OPTIONS * is about the server
-            target,
-            b" HTTP/1.1",
-            head.onward(drop),
-            forwarded,
-            add,
-            b"\r\n",
-            body,
-        )
-        return b"".join(parts)
+        prefix = backend.address.prefix if target.startswith(b"/") else b""  # OPTIONS * is about the server
+        parts = (head.method, b" ", prefix, target, b" HTTP/1.1", head.onward(drop), forwarded)
+        if route.usual and head.length_name and not (head.request_id or head.forwarded):
+            head.start = (route, prefix, b"".join((*parts, route.add)))
+        return b"".join((*parts, add, b"\r\n", body))  # joining takes half as long as formatting
 
     # --- what goes wrong before the first byte
 
@@ -239,7 +233,6 @@ class Attempts(Entry):
                     waited = now - upstream.sent_at if self.phase == WAITING else 0.0
                     self.service.abandoned(upstream.pool.backend, now, waited)
             self.upstream = self.hedge = None
-        self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
 
     # --- hedging
 

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 class Entry(Outcome, ABC):
     __slots__ = (
-        "balancer", "body", "client", "committed", "pending", "permit", "phase", "phase_since", "service",
+        "balancer", "client", "committed", "pending", "permit", "phase", "phase_since", "service",
     )  # fmt: skip
 
     head: RequestHead
@@ -186,6 +186,7 @@ class Entry(Outcome, ABC):
                 self._give_back_permit()  # it is settled by the counts
         except Exception:
             _log.exception("a request did not end well")
+        self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
         self.client.done(self)
 
     # --- a held stream (exchange.ClientStream)

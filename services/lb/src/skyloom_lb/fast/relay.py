@@ -34,6 +34,7 @@ RATE_LIMITS = tuple(
 )
 DIED = Refusal(502, "endpoint_died", "The answer broke off and no endpoint could continue it.")
 TOO_LONG = Refusal(504, "timeout", "The request took longer than its service allows.")
+_USUAL_HEAD = b"%bcontent-length: %d\r\nx-request-id: %b\r\n\r\n"
 _log = logging.getLogger(__name__)
 
 
@@ -203,6 +204,8 @@ class Exchange(Attempts):
             self.framed = self.committed or response.until_close or (rewrites and length != 0)
 
     def _client_head(self, response: ResponseHead) -> bytes:
+        if self.permit is FREE and not (self.framed or self.client.closing) and response.length_name:
+            return _USUAL_HEAD % (response.usual, self.left, self.request_id)
         length = b""
         extra = b"" if self.permit is FREE else self.permit.headers
         drop = RATE_LIMITS if extra else ()  # the endpoint's own are not the client's

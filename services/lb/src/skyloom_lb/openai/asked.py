@@ -7,7 +7,6 @@ from typing import Any
 from skyloom_lb.exchange import Outcome, Steady
 from skyloom_lb.openai.config import Price
 from skyloom_lb.openai.request import Kind, estimate, generates
-from skyloom_lb.openai.stream import StreamObserver
 from skyloom_lb.openai.upstream import ApiService
 from skyloom_lb.openai.usage import Tail, usage_in
 from skyloom_lb.wire.response import ResponseHead
@@ -22,7 +21,6 @@ class Asked:
         "data",
         "hides_usage",
         "kind",
-        "observer",
         "price",
         "prompt_tokens",
         "service",
@@ -39,7 +37,6 @@ class Asked:
         self.hides_usage = False
         self.by_ids = False
         self.body = b""
-        self.observer: StreamObserver | JsonObserver | None = None
 
     def tokens(self) -> int:
         """What it will probably cost; read only where somebody limits tokens."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import orjson
 
@@ -48,7 +48,7 @@ from skyloom_lb.openai.request import (
     parse,
     plain_path,
 )
-from skyloom_lb.openai.sending import is_form, route_to, span_of
+from skyloom_lb.openai.sending import Way, is_form, is_usual, route_to, span_of
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
 from skyloom_lb.openai.upstream import ApiService
 from skyloom_lb.pipeline.model import Random
@@ -95,6 +95,7 @@ class OpenAiFront:
         self._max_body = settings.max_body_mb * 1024 * 1024
         limits = {name: service_limits(name, one.settings.limits) for name, one in services.items()}
         state.admission.configure(limits)
+        self._limited = {name for name, one in limits.items() if one.limits.any}
         self._by_tokens = {name for name, one in limits.items() if one.tokens_per_minute}
         """Services whose tokens are limited."""
         self._admission = state.admission
@@ -182,7 +183,10 @@ class OpenAiFront:
                 return self._by_beginning(principal, kind, head, body, pinned)
             if kind is Kind.OTHER:
                 return self._by_what_it_names(principal, head, body, pinned)
-            return self._by_model(key, kind, head, body, parse(body), pinned)
+            data, way = parse(body), head.way
+            if way is not None and way.fits(self.table, key, data):
+                return cast(Way, way).route
+            return self._by_model(key, kind, head, body, data, pinned)
         except BadRequest as bad:
             return errors.bad_request(bad)
 
@@ -261,18 +265,14 @@ class OpenAiFront:
         if key is not None and key.models and not self._may_model(key, model, name, pinned):
             return errors.no_model(name, len(self._api))
         if len(model.chosen) == 1 and not model.fallbacks:
-            return route_to(
-                self._api[model.chosen[0].service],
-                kind,
-                model,
-                model.chosen[0],
-                name,
-                data,
-                body,
-                key,
-                None,
-                head,
-            )
+            target = model.chosen[0]
+            api = self._api[target.service]
+            only = route_to(api, kind, model, target, name, data, body, key, None, head)
+            unlimited = api.service.name not in self._limited and (key is None or not key.limits.any)
+            if unlimited and pinned is None and not self._plain.has_rules and is_usual(only, api, kind, data):
+                only.usual = True
+                head.way = Way(self.table, key, name, only)
+            return only
         first = model.choose(self.state.random.random())
         chain = (first, *model.after(first))
         route: Route | None = None
@@ -376,44 +376,45 @@ class OpenAiFront:
         if asked is None:
             return None
         if response.is_json and (asked.kind is not Kind.OTHER or asked.has_usage):
-            asked.observer = JsonObserver(b"", outcome)
-            return asked.observer
+            return JsonObserver(b"", outcome)
         if response.content_type.startswith(_EVENTS):
             if response.get(b"content-encoding") not in (b"", b"identity"):
                 return None  # packed: it goes on as it is
+            # Of a way that is used again nothing is kept: nobody asked for this stream.
+            body = asked.body or outcome.body
             plan = StreamPlan(
                 asked.kind,
-                asked.body,
+                body,
                 asked.service.continues(outcome.endpoint),
                 asked.by_ids,
                 asked.wants_usage,
                 asked.hides_usage,
                 asked.prompt_tokens,
                 asked.price,
-                choices_of(asked.kind, asked.data),
+                choices_of(asked.kind, asked.data or object_in(body)),
             )
-            asked.observer = StreamObserver(plan, outcome)
-        elif response.content_type.startswith(_JSON) and asked.has_usage:
-            asked.observer = JsonObserver(response.get(b"content-encoding"), outcome)
-        return asked.observer
+            return StreamObserver(plan, outcome)
+        if response.content_type.startswith(_JSON) and asked.has_usage:
+            return JsonObserver(response.get(b"content-encoding"), outcome)
+        return None
 
     def finish(self, outcome: Outcome) -> None:
         route = outcome.route
         if route is None or route.data is None:
             return
         asked: Asked = route.data
-        if asked.observer is not None:
-            asked.observer.count()  # it may have been cut off in the middle
+        observer = outcome.observer
+        if observer is not None:
+            observer.count()  # it may have been cut off in the middle
             if not outcome.prompt_tokens and outcome.completion_tokens:
                 outcome.prompt_tokens = asked.prompt_tokens  # not every stream tells it where it ends
-            if asked.observer.whole:
+            if observer.whole:
                 outcome.error = ""  # an endpoint died, but nobody misses anything
         if asked.price is not None and outcome.first_byte:
             outcome.cost = asked.price.of(
                 outcome.prompt_tokens, outcome.cached_tokens, outcome.completion_tokens
             )
         asked.body, asked.data = b"", {}
-        asked.observer = None
 
     def render(self, refusal: Refusal) -> tuple[bytes, bytes]:
         return render(refusal)

@@ -11,7 +11,7 @@ from skyloom_lb.exchange import Route
 from skyloom_lb.openai.asked import Asked
 from skyloom_lb.openai.config import TOKENS, Target
 from skyloom_lb.openai.form import Span, any_model, the_model, with_model
-from skyloom_lb.openai.models import Model
+from skyloom_lb.openai.models import Model, ModelTable
 from skyloom_lb.openai.request import (
     BadRequest,
     Kind,
@@ -63,6 +63,35 @@ def route_to(
         True,
         asked,
         api.settings.external,
+    )
+
+
+class Way:
+    """Where a head's last request went, for the next one: the models, the key and what the body says must be the same."""
+
+    __slots__ = ("_key", "_name", "_table", "route")
+
+    def __init__(self, table: ModelTable, key: Key | None, name: str, route: Route) -> None:
+        self._table = table
+        self._key = key
+        self._name = name
+        self.route = route
+
+    def fits(self, table: ModelTable, key: Key | None, data: dict[str, Any]) -> bool:
+        if self._table is not table or self._key is not key or data.get("model") != self._name:
+            return False
+        stream = data.get("stream")
+        return (stream is None or stream is False) and not data.get("store")
+
+
+def is_usual(route: Route, api: ApiService, kind: Kind, data: dict[str, Any]) -> bool:
+    """Whether nothing of the route depends on the body, but for what `Way.fits` looks at."""
+    return (
+        route.body is None
+        and not (route.stream or api.affine)
+        and kind is not Kind.OTHER
+        and not data.get("store")
+        and isinstance(data.get("model"), str)
     )
 
 

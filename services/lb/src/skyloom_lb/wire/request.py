@@ -34,12 +34,15 @@ _seen: Seen = {}
 
 
 class RequestHead(Head):
-    """`odd` says why this is not for the fast lane; `forwarded` is what the client claims about who asked before it. `asker`: who
-    that is, and by which keys this was found out."""
+    """`odd` says why this is not for the fast lane; `forwarded` is what the client claims about who asked before it.
+
+    Kept for the next request with this head: `asker` is who that is, and by which keys this was found out; `way` where the front
+    sent the last one; `start` what its endpoint was sent before what is other in each request, and for which way.
+    """
 
     __slots__ = (
-        "asker", "authorization", "close", "expect", "forwarded", "host", "method", "odd", "request_id", "target",
-        "transfer_encoding", "upgrade", "version",
+        "asker", "authorization", "close", "expect", "forwarded", "host", "method", "odd", "request_id", "start", "target",
+        "transfer_encoding", "upgrade", "version", "way",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -57,6 +60,8 @@ class RequestHead(Head):
         self.close = False
         self.odd = ""
         self.asker: tuple[object, Any] | None = None
+        self.way: Any = None
+        self.start: tuple[object, bytes, bytes] | None = None
 
     @property
     def path(self) -> bytes:

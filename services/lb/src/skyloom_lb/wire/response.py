@@ -23,7 +23,7 @@ _seen: Seen = {}
 class ResponseHead(Head):
     """`start` is the status line as sent (with HTTP/1.1); `until_close`: only the end of the connection ends the body."""
 
-    __slots__ = ("_is_json", "chunked", "keep_alive", "start", "status", "until_close")
+    __slots__ = ("_is_json", "_usual", "chunked", "keep_alive", "start", "status", "until_close")
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,10 +33,18 @@ class ResponseHead(Head):
         self.keep_alive = True
         self.until_close = False
         self._is_json: bool | None = None
+        self._usual = b""
 
     @property
     def content_type(self) -> bytes:
         return self.get(b"content-type").lower()
+
+    @property
+    def usual(self) -> bytes:
+        """The head as the client gets it, without what is other in each answer: length and request id."""
+        if not self._usual:
+            self._usual = self.start + self.onward(())
+        return self._usual
 
     @property
     def is_json(self) -> bool:
