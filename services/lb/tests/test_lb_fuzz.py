@@ -144,7 +144,7 @@ def make() -> tuple[Balancer, list[Upstream]]:
     made: list[Upstream] = []
 
     def make_pool(backend: Any, service: Any) -> FakePool:
-        pool = FakePool(backend, None)
+        pool = FakePool(backend, None, balancer.turn)
         pool.made = made
         return pool
 
@@ -157,6 +157,7 @@ def make() -> tuple[Balancer, list[Upstream]]:
 
 
 def settled(balancer: Balancer) -> None:
+    balancer.turn.end()
     service = balancer.services[DEFAULT_SERVICE]
     assert not balancer.exchanges
     assert service.active == 0
@@ -202,6 +203,8 @@ async def test_what_clients_send() -> None:
             if transport.closed:
                 break
             transport.protocol.data_received(part)
+            if random.randrange(4):  # else more comes in the same turn
+                balancer.turn.end()
             for upstream in made:
                 if (
                     not upstream.transport.is_closing()
@@ -209,6 +212,8 @@ async def test_what_clients_send() -> None:
                     and random.randrange(2)
                 ):
                     upstream.transport.get_protocol().data_received(random.choice(ANSWERS))
+                    if random.randrange(2):
+                        balancer.turn.end()
         hang_up(transport.protocol)
         if number % 500 == 0:
             await asyncio.sleep(0)
@@ -246,7 +251,8 @@ async def test_what_endpoints_send() -> None:
         for backend in balancer.services[DEFAULT_SERVICE].backends.values():
             backend.pool.close_idle()
         front.data_received(REQUESTS[0])
-        speak(random, made)
+        balancer.turn.end()
+        speak(random, made, balancer)
         if front.exchange is not None:
             hang_up(front)
         check_written(front.transport.written)  # type: ignore[attr-defined]
@@ -257,12 +263,14 @@ async def test_what_endpoints_send() -> None:
     settled(balancer)
 
 
-def speak(random: Random, made: list[Upstream]) -> None:
+def speak(random: Random, made: list[Upstream], balancer: Balancer) -> None:
     upstream = made[-1]
     for part in pieces(random, mutated(random, ANSWERS)):
         if upstream.transport.is_closing() or upstream.exchange is None:
             return
         upstream.data_received(part)
+        if random.randrange(4):
+            balancer.turn.end()
     if upstream.exchange is not None and random.randrange(2):
         hang_up(upstream)
 

@@ -20,6 +20,7 @@ from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_lb.exchange import Front, Outcome, PlainFront
 from skyloom_lb.fast.entry import Entry
 from skyloom_lb.fast.front import FrontConnection
+from skyloom_lb.fast.turn import Turn
 from skyloom_lb.fast.upstream import Pool
 from skyloom_lb.observe.accesslog import AccessLog
 from skyloom_lb.observe.stats import Labelled, bump
@@ -54,6 +55,7 @@ class Balancer:
         self.exchanges: set[Entry] = set()
         self.fronts: set[FrontConnection] = set()
         self.draining = False
+        self.turn = Turn()
         self.models = Labelled()
         self.keys = Labelled()
         self.early: dict[str, int] = {}
@@ -128,7 +130,7 @@ class Balancer:
             self.front = self._make_front(self)
 
     def _make_pool(self, backend: Backend, service: Service) -> Pool:
-        return Pool(backend, self.client_tls() if backend.address.tls else None)
+        return Pool(backend, self.client_tls() if backend.address.tls else None, self.turn)
 
     def client_tls(self) -> ssl.SSLContext:
         if self._client_tls is None:
@@ -296,6 +298,7 @@ class Balancer:
         for exchange in tuple(self.exchanges):
             exchange.client.close_broken()
             exchange.cancel("Drained")
+        self.turn.end()
         for front in tuple(self.fronts):
             front.transport.abort()
         for service in self.services.values():

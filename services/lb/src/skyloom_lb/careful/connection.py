@@ -79,7 +79,7 @@ class CarefulConnection(FrontConnection):
 
     def data_received(self, data: bytes) -> None:
         if not self._receiving:
-            super().data_received(data)
+            self.received(data)
         elif isinstance(self.exchange, CarefulExchange):
             self.since = time.monotonic()
             self._receive(self.exchange, data)

@@ -127,7 +127,10 @@ class Entry(Outcome, ABC):
             self.service.active -= 1
             permit, self.permit = self.permit, FREE
             if permit is not FREE:
-                permit.release(self)
+                try:
+                    permit.release(self)
+                except Exception:
+                    _log.exception("a permit could not be given back")
 
     # --- own answers
 
@@ -179,15 +182,19 @@ class Entry(Outcome, ABC):
         self.phase = OVER
         self.body = b""  # the log may keep this object for a while
         self.ended = time.monotonic()
+        if self.permit is FREE:
+            self.balancer.turn.over(self)
+        else:
+            self.settle()  # the permit goes by the counts
+        self._give_back_permit()
+        self.client.done(self)
+
+    def settle(self) -> None:
         try:
-            try:
-                self.balancer.finish(self)
-            finally:
-                self._give_back_permit()  # it is settled by the counts
+            self.balancer.finish(self)
         except Exception:
             _log.exception("a request did not end well")
         self.observer = None  # it knows this object: without a cycle both are gone at once, and the collector has nothing to do
-        self.client.done(self)
 
     # --- a held stream (exchange.ClientStream)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from skyloom_lb.exchange import Refusal, with_retry_after
 from skyloom_lb.fast.entry import Entry
 from skyloom_lb.fast.relay import Exchange
+from skyloom_lb.fast.turn import BIG, Reader
 from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
 from skyloom_lb.wire.request import RequestHead, read_request
@@ -30,16 +31,15 @@ def plain_address(address: str) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
-class FrontConnection(asyncio.Protocol):
+class FrontConnection(Reader):
     __slots__ = (
         "_buffer", "_forward_host", "_forwarded", "_memory", "_need", "_parts", "_pending", "_progress", "balancer", "closing",
-        "exchange", "peer", "since", "transport", "write_paused",
+        "exchange", "peer", "since", "write_paused",
     )  # fmt: skip
-
-    transport: asyncio.Transport
 
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
+        self.unread = b""
         self.exchange: Exchange | None = None
         self.peer = ""
         self.closing = False
@@ -68,6 +68,7 @@ class FrontConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.balancer.fronts.discard(self)
+        self.unread = b""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
             exchange.cancel("ClientDisconnected")
@@ -102,6 +103,14 @@ class FrontConnection(asyncio.Protocol):
     # --- requests
 
     def data_received(self, data: bytes) -> None:
+        if self.unread:
+            data, self.unread = self.unread + data, b""
+        elif len(data) < BIG:
+            self.unread = data
+            return self.balancer.turn.read(self)
+        return self.received(data)
+
+    def received(self, data: bytes) -> None:
         if self.exchange is not None:
             return self._ahead(data)
         if self._pending is not None:
@@ -201,7 +210,7 @@ class FrontConnection(asyncio.Protocol):
     @property
     def receiving(self) -> bool:
         """A request is half here."""
-        return self._pending is not None or bool(self._buffer)
+        return self._pending is not None or bool(self._buffer or self.unread)
 
     def forwarded(self, head: RequestHead) -> bytes:
         """The lines that tell the endpoint who asked; made anew only when the host or an incoming line is another."""
@@ -245,11 +254,11 @@ class FrontConnection(asyncio.Protocol):
     def _next(self) -> None:
         if self.exchange is None and self._buffer and not self.transport.is_closing():
             data, self._buffer = self._buffer, b""
-            self.data_received(data)
+            self.received(data)
 
     def check(self, now: float) -> None:
         """Asked by the sweep: idle for too long, or a request that does not come to its end."""
-        if self.exchange is not None:
+        if self.exchange is not None or self.unread:
             return
         settings = self.balancer.settings
         if self.write_paused or self.transport.is_closing():

@@ -10,6 +10,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from skyloom_lb.fast.turn import BIG, Reader, Turn
 from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.response import ResponseHead
 
@@ -34,13 +35,12 @@ class User(Protocol):
     def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None: ...
 
 
-class Upstream(asyncio.Protocol):
-    __slots__ = ("exchange", "flow", "idle_since", "paused", "pool", "sent_at", "transport", "used")
-
-    transport: asyncio.Transport
+class Upstream(Reader):
+    __slots__ = ("exchange", "flow", "idle_since", "paused", "pool", "sent_at", "used")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.unread = b""
         self.exchange: User | None = None
         self.flow: Flow | None = None
         """What passes the events of its stream on that need no look."""
@@ -59,6 +59,15 @@ class Upstream(asyncio.Protocol):
         self.transport.write(payload)
 
     def data_received(self, data: bytes) -> None:
+        if self.unread:
+            data, self.unread = self.unread + data, b""
+        elif self.exchange is not None and self.flow is None and len(data) < BIG:
+            # An idle one is looked at at once: by the end of the turn it may have a user, and this is not the answer to it.
+            self.unread = data
+            return self.pool.turn.read(self)
+        return self.received(data)
+
+    def received(self, data: bytes) -> None:
         flow = self.flow
         if flow is not None:
             passed = flow.passes(data)
@@ -72,6 +81,7 @@ class Upstream(asyncio.Protocol):
             exchange.answer(self, data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.look()
         exchange, self.exchange, self.flow = self.exchange, None, None
         if exchange is not None:
             exchange.upstream_lost(self, error)
@@ -91,6 +101,7 @@ class Upstream(asyncio.Protocol):
     def close(self) -> None:
         """At once: what the endpoint still wants to say is for nobody."""
         self.exchange = self.flow = None
+        self.unread = b""
         self.transport.abort()
 
     def release(self, reusable: bool, now: float) -> None:
@@ -107,8 +118,9 @@ class Upstream(asyncio.Protocol):
 
 
 class Pool:
-    def __init__(self, backend: Backend, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, backend: Backend, tls: ssl.SSLContext | None, turn: Turn) -> None:
         self.backend = backend
+        self.turn = turn
         self.heads: Memory[ResponseHead] = Memory()
         self._tls = tls
         self._idle: list[Upstream] = []
