@@ -32,6 +32,7 @@ import psutil
 Row = tuple[str, float, str, str]
 ROUNDS, SECONDS = 5, 2
 STREAM_ROUNDS = 9
+WORKER_ROUNDS = 25
 PEER_ROUNDS, PEER_SECONDS, PEER_CONNECTIONS = 3, 5, 8
 LB_CORE, LOAD_CORE = "0", str((os.cpu_count() or 2) - 1)
 ROLES = Path(__file__).parent / "lb_roles.py"
@@ -383,16 +384,18 @@ def two_processes(bench: Bench) -> None:
     Both may use every core, as workers do; two that are held on one core only measure how it is shared out.
     """
     replicas = bench.replicas()
+    there = {
+        workers: bench.ours(replicas, "--workers", str(workers), core=f"{LB_CORE},{LOAD_CORE}")
+        for workers in (1, 2)
+    }
     results: dict[int, list[float]] = {1: [], 2: []}
-    for _ in range(ROUNDS):
-        for workers in (1, 2):
-            port, process = bench.ours(replicas, "--workers", str(workers), core=f"{LB_CORE},{LOAD_CORE}")
-            time.sleep(1.0)
-            bench.wrk(port, 64, 1)
+    for port, _ in there.values():
+        warm(bench, port)
+    for _ in range(WORKER_ROUNDS):
+        for workers, (port, process) in there.items():
             before = cpu_seconds(process)
-            rate = bench.wrk(port, 64, 2)[0]
-            results[workers].append(rate * 2.0 / (cpu_seconds(process) - before))
-            bench.stop(process)
+            rate = bench.wrk(port, 64, 1)[0]
+            results[workers].append(rate / (cpu_seconds(process) - before))
     bench.row("requests per CPU-second: one process", statistics.median(results[1]), "req")
     ratio = paired(results[2], results[1])
     bench.row("requests per CPU-second: two processes against one", ratio, "x", ">= 0.95")

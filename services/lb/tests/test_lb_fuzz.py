@@ -16,20 +16,19 @@ import orjson
 import pytest
 
 import skyloom_testing_engine as engines
-from skyloom_common.contracts.endpoints import Endpoint
 from skyloom_lb.balancer import Balancer
 from skyloom_lb.careful.body import Body
-from skyloom_lb.careful.lane import CarefulLane
 from skyloom_lb.exchange import Outcome, Resume
 from skyloom_lb.fast.front import FrontConnection
-from skyloom_lb.fast.upstream import Pool, Upstream
+from skyloom_lb.fast.upstream import Upstream
 from skyloom_lb.openai.request import Kind
 from skyloom_lb.openai.stream import StreamObserver, StreamPlan
-from skyloom_lb.settings import DEFAULT_SERVICE, Health, ServiceSettings, Settings
+from skyloom_lb.settings import DEFAULT_SERVICE
 from skyloom_lb.wire.chunks import ChunkReader
 from skyloom_lb.wire.headers import BadMessage
 from skyloom_lb.wire.request import parse_request
 from skyloom_lb.wire.response import ResponseHead, parse_response
+from skyloom_testing_unplugged import FakeTransport, open_front, unplugged
 
 pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(1200)]
 INPUTS = int(os.environ.get("SKYLOOM_TEST_FUZZ", "60000"))
@@ -82,80 +81,6 @@ def pieces(random: Random, data: bytes) -> list[bytes]:
     ]
 
 
-class FakeTransport(asyncio.Transport):
-    def __init__(self) -> None:
-        super().__init__({"peername": ("127.0.0.1", 1)})
-        self.written: list[bytes] = []
-        self.closed = False
-        self.protocol: Any = None
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def write(self, data: Any) -> None:
-        self.written.append(bytes(data))
-
-    def get_protocol(self) -> Any:
-        return self.protocol
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    abort = close
-
-    def can_write_eof(self) -> bool:
-        return False
-
-    def get_write_buffer_size(self) -> int:
-        return 0
-
-    def pause_reading(self) -> None:
-        """Nobody reads here."""
-
-    def resume_reading(self) -> None:
-        """Nobody reads here."""
-
-
-class FakePool(Pool):
-    """Connections are there at once, and are remembered for the fuzzer to speak on."""
-
-    made: list[Upstream]
-
-    def connect(self, exchange: Any) -> Any:
-        upstream = Upstream(self)
-        upstream.connection_made(FakeTransport())
-        upstream.transport.set_protocol(upstream)
-        self.made.append(upstream)
-        asyncio.get_running_loop().call_soon(lambda: None)
-        exchange.pending = None
-        exchange.connected(upstream)
-        return None
-
-
-def make() -> tuple[Balancer, list[Upstream]]:
-    health = Health(failures=10**9, min_requests=10**9)
-    balancer = Balancer(
-        Settings(services={DEFAULT_SERVICE: ServiceSettings(health=health)}), random=Random(1)
-    )
-    balancer.careful = CarefulLane(balancer)
-    made: list[Upstream] = []
-
-    def make_pool(backend: Any, service: Any) -> FakePool:
-        pool = FakePool(backend, None, balancer.turn)
-        pool.made = made
-        return pool
-
-    service = balancer.services[DEFAULT_SERVICE]
-    service._make_pool = make_pool
-    balancer.set_endpoints(
-        DEFAULT_SERVICE, [Endpoint("a", "http://10.0.0.1:80"), Endpoint("b", "http://10.0.0.2:80")]
-    )
-    return balancer, made
-
-
 def settled(balancer: Balancer) -> None:
     balancer.turn.end()
     service = balancer.services[DEFAULT_SERVICE]
@@ -186,17 +111,10 @@ async def test_parsers_raise_only_bad_message() -> None:
             pass
 
 
-def open_front(balancer: Balancer) -> FakeTransport:
-    transport = FakeTransport()
-    transport.set_protocol(FrontConnection(balancer))
-    transport.protocol.connection_made(transport)
-    return transport
-
-
 async def test_what_clients_send() -> None:
     """In both lanes; whatever it is, endpoints get whole requests with one reading, one after the other."""
     random = Random(11)
-    balancer, made = make()
+    balancer, made = unplugged()
     for number in range(INPUTS):
         transport = open_front(balancer)
         for part in pieces(random, mutated(random, REQUESTS)):
@@ -239,7 +157,7 @@ def check_sent(data: bytes) -> None:
 
 async def test_what_endpoints_send() -> None:
     random = Random(13)
-    balancer, made = make()
+    balancer, made = unplugged()
     front = FrontConnection(balancer)
     front.connection_made(FakeTransport())
     for number in range(INPUTS):

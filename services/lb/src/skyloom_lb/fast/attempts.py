@@ -138,7 +138,7 @@ class Attempts(Entry):
         forwarded = b"" if route.external else self.client.forwarded(head)
         prefix = backend.address.prefix if target.startswith(b"/") else b""  # OPTIONS * is about the server
         parts = (head.method, b" ", prefix, target, b" HTTP/1.1", head.onward(drop), forwarded)
-        if route.usual and head.length_name and not (head.request_id or head.forwarded):
+        if route.usual and head.length_name and not head.request_id:
             head.start = (route, prefix, b"".join((*parts, route.add)))
         return b"".join((*parts, add, b"\r\n", body))  # joining takes half as long as formatting
 

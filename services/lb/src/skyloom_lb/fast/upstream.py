@@ -59,21 +59,22 @@ class Upstream(Reader):
         self.transport.write(payload)
 
     def data_received(self, data: bytes) -> None:
-        if self.unread:
+        flow = self.flow
+        if flow is not None:  # then nothing is unread
+            passed = flow.passes(data)
+            if passed < len(data):
+                self.received(data[passed:])
+        elif self.unread:
             data, self.unread = self.unread + data, b""
-        elif self.exchange is not None and self.flow is None and len(data) < BIG:
+            self.received(data)
+        elif self.exchange is not None and len(data) < BIG:
             # An idle one is looked at at once: by the end of the turn it may have a user, and this is not the answer to it.
             self.unread = data
-            return self.pool.turn.read(self)
-        return self.received(data)
+            self.pool.turn.read(self)
+        else:
+            self.received(data)
 
     def received(self, data: bytes) -> None:
-        flow = self.flow
-        if flow is not None:
-            passed = flow.passes(data)
-            if passed == len(data):
-                return
-            data = data[passed:]
         exchange = self.exchange
         if exchange is None:
             self.close()
@@ -101,7 +102,6 @@ class Upstream(Reader):
     def close(self) -> None:
         """At once: what the endpoint still wants to say is for nobody."""
         self.exchange = self.flow = None
-        self.unread = b""
         self.transport.abort()
 
     def release(self, reusable: bool, now: float) -> None:

@@ -269,7 +269,7 @@ class OpenAiFront:
             api = self._api[target.service]
             only = route_to(api, kind, model, target, name, data, body, key, None, head)
             unlimited = api.service.name not in self._limited and (key is None or not key.limits.any)
-            if unlimited and pinned is None and not self._plain.has_rules and is_usual(only, api, kind, data):
+            if unlimited and is_usual(only, api, kind, data):
                 only.usual = True
                 head.way = Way(self.table, key, name, only)
             return only
