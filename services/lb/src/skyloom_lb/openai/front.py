@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -183,9 +183,10 @@ class OpenAiFront:
                 return self._by_beginning(principal, kind, head, body, pinned)
             if kind is Kind.OTHER:
                 return self._by_what_it_names(principal, head, body, pinned)
-            data, way = parse(body), head.way
+            data = parse(body)
+            way: Way | None = head.way
             if way is not None and way.fits(self.table, key, data):
-                return cast(Way, way).route
+                return way.route
             return self._by_model(key, kind, head, body, data, pinned)
         except BadRequest as bad:
             return errors.bad_request(bad)
@@ -270,7 +271,6 @@ class OpenAiFront:
             only = route_to(api, kind, model, target, name, data, body, key, None, head)
             unlimited = api.service.name not in self._limited and (key is None or not key.limits.any)
             if unlimited and is_usual(only, api, kind, data):
-                only.usual = True
                 head.way = Way(self.table, key, name, only)
             return only
         first = model.choose(self.state.random.random())
@@ -380,8 +380,7 @@ class OpenAiFront:
         if response.content_type.startswith(_EVENTS):
             if response.get(b"content-encoding") not in (b"", b"identity"):
                 return None  # packed: it goes on as it is
-            # Of a way that is used again nothing is kept: nobody asked for this stream.
-            body = asked.body or outcome.body
+            body = asked.body or outcome.body  # of a usual way nothing is kept: nobody asked for this stream
             plan = StreamPlan(
                 asked.kind,
                 body,

@@ -67,7 +67,8 @@ def route_to(
 
 
 class Way:
-    """Where a head's last request went, for the next one: the models, the key and what the body says must be the same."""
+    """Where a head's last request went, for the next one: the models, the key and what the body says must be the same. What only
+    that request said is forgotten."""
 
     __slots__ = ("_key", "_name", "_table", "route")
 
@@ -76,6 +77,9 @@ class Way:
         self._key = key
         self._name = name
         self.route = route
+        route.usual = True
+        asked: Asked = route.data
+        asked.body, asked.data = b"", {}
 
     def fits(self, table: ModelTable, key: Key | None, data: dict[str, Any]) -> bool:
         if self._table is not table or self._key is not key or data.get("model") != self._name:
