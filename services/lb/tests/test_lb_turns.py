@@ -126,6 +126,78 @@ async def test_the_end_of_a_connection_comes_after_what_it_said(world: World) ->
     assert told(client).endswith(b"d\r\nuntil the end\r\n0\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    "then", [b"GET / HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", ODD]
+)
+async def test_an_answer_goes_before_what_its_client_is_told_next(world: World, then: bytes) -> None:
+    """The next request is here in the same turn, and is refused at once or goes to the other lane."""
+    client = world.client()
+    world.says(client, GET)
+    world.balancer.turn.end()
+    world.says(world.made[0], ANSWER)
+    world.says(client, then)
+    world.balancer.turn.end()
+    await asyncio.sleep(0)
+    first, _, rest = told(client).partition(b"\r\n\r\nok")
+    assert first.startswith(b"HTTP/1.1 200")
+    assert rest.startswith(b"HTTP/1.1 400") if then is not ODD else not rest
+
+
+async def test_the_last_answer_goes_out_before_its_connection_is_closed(world: World) -> None:
+    client = world.client()
+    world.says(client, GET.replace(b"lb\r\n", b"lb\r\nConnection: close\r\n"))
+    world.balancer.turn.end()
+    closed: list[bytes] = []
+    close = client.close
+
+    def closes() -> None:
+        closed.append(told(client))
+        close()
+
+    client.close = closes  # type: ignore[method-assign]
+    world.says(world.made[0], ANSWER)
+    world.balancer.turn.end()
+    assert len(closed) == 1 and closed[0].endswith(b"\r\n\r\nok")
+
+
+async def test_all_is_looked_at_before_anything_is_written(world: World) -> None:
+    clients = [world.client() for _ in range(3)]
+    for client in clients:
+        world.says(client, GET)
+    world.balancer.turn.end()
+    assert [len(one.transport.written) for one in world.made] == [1, 1, 1]  # type: ignore[attr-defined]
+    looked: list[int] = []
+    for client in clients:
+        write = client.write
+
+        def writes(data: Any, write: Any = write) -> None:
+            looked.append(len(world.balancer.exchanges))
+            write(data)
+
+        client.write = writes  # type: ignore[method-assign]
+    for one in world.made:
+        world.says(one, ANSWER)
+    world.balancer.turn.end()
+    assert looked == [0, 0, 0]
+
+
+async def test_a_connection_that_cannot_be_written_to_is_not_the_others(world: World) -> None:
+    bad, good = world.client(), world.client()
+    for client in (bad, good):
+        world.says(client, GET)
+    world.balancer.turn.end()
+
+    def fails(data: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    bad.write = fails  # type: ignore[method-assign]
+    for one in world.made:
+        world.says(one, ANSWER)
+    world.balancer.turn.end()
+    assert bad.closed and told(good).endswith(b"\r\n\r\nok")
+    assert world.requests.requests == 2
+
+
 async def test_a_client_that_has_gone_asks_for_nothing(world: World) -> None:
     client = world.client()
     world.says(client, GET)

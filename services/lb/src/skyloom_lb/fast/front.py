@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from skyloom_lb.exchange import Refusal, with_retry_after
 from skyloom_lb.fast.entry import Entry
 from skyloom_lb.fast.relay import Exchange
-from skyloom_lb.fast.turn import BIG, Reader
+from skyloom_lb.fast.turn import BIG, Connection
 from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.headers import MAX_HEAD, BadMessage, check_partial
 from skyloom_lb.wire.request import RequestHead, read_request
@@ -31,7 +31,7 @@ def plain_address(address: str) -> str:
     return address.removeprefix("::ffff:") if "." in address else address
 
 
-class FrontConnection(Reader):
+class FrontConnection(Connection):
     __slots__ = (
         "_buffer", "_forward_host", "_forwarded", "_memory", "_need", "_parts", "_pending", "_progress", "balancer", "closing",
         "exchange", "peer", "since", "write_paused",
@@ -39,7 +39,7 @@ class FrontConnection(Reader):
 
     def __init__(self, balancer: Balancer) -> None:
         self.balancer = balancer
-        self.unread = b""
+        self.unread = self.unsent = b""
         self.exchange: Exchange | None = None
         self.peer = ""
         self.closing = False
@@ -111,6 +111,8 @@ class FrontConnection(Reader):
         return self.received(data)
 
     def received(self, data: bytes) -> None:
+        if self.unsent:
+            self.flush()  # the answer to the request before this one
         if self.exchange is not None:
             return self._ahead(data)
         if self._pending is not None:
@@ -229,6 +231,13 @@ class FrontConnection(Reader):
     def write(self, data: bytes) -> None:
         if data and not self.transport.is_closing():
             self.transport.write(data)
+
+    def write_last(self, data: bytes) -> None:
+        """The end of an answer, after which the connection waits for another request, or is closed."""
+        if self.closing or self.balancer.draining:
+            self.write(data)
+        elif data and not self.transport.is_closing():
+            self.balancer.turn.write(self, data)
 
     def close_broken(self) -> None:
         """The answer cannot be finished: its framing must not look finished either."""

@@ -275,7 +275,7 @@ class Exchange(Attempts):
         if self.framed:
             data += LAST_CHUNK
         self.bytes_out += len(data)
-        self.client.write(data)
+        self.client.write_last(data)
         self._release()
         return self.over()
 

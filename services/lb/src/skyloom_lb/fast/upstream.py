@@ -10,7 +10,7 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from skyloom_lb.fast.turn import BIG, Reader, Turn
+from skyloom_lb.fast.turn import BIG, Connection, Turn
 from skyloom_lb.wire.head import Memory
 from skyloom_lb.wire.response import ResponseHead
 
@@ -35,12 +35,12 @@ class User(Protocol):
     def upstream_lost(self, upstream: Upstream, error: Exception | None) -> None: ...
 
 
-class Upstream(Reader):
+class Upstream(Connection):
     __slots__ = ("exchange", "flow", "idle_since", "paused", "pool", "sent_at", "used")
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
-        self.unread = b""
+        self.unread = self.unsent = b""
         self.exchange: User | None = None
         self.flow: Flow | None = None
         """What passes the events of its stream on that need no look."""
@@ -56,7 +56,7 @@ class Upstream(Reader):
     def send(self, exchange: User, payload: bytes) -> None:
         self.exchange = exchange
         self.sent_at = time.monotonic()
-        self.transport.write(payload)
+        self.pool.turn.write(self, payload)
 
     def data_received(self, data: bytes) -> None:
         flow = self.flow
