@@ -27,6 +27,7 @@ class Feeder(asyncio.Protocol):
     def __init__(self, upstream: Upstream, source: Source) -> None:
         self._upstream = upstream
         self._source = source
+        upstream.flush()  # the head, if it was sent in this turn: the body must not overtake it
         upstream.transport.set_protocol(self)
 
     def leave(self) -> None:
