@@ -386,11 +386,11 @@ def paired(ours: list[float], others: list[float]) -> float:
 
 
 def two_processes(bench: Bench) -> None:
-    """Requests per second of CPU time: what a second process costs beside its own work.
+    """Requests per second of CPU time, for the same 64 connections: what a second process costs beside its own work.
 
-    Each has the same load, 64 clients that ask again after a pause, and neither is full: a full one has more that waits, and does
-    more at a time, which costs less each (`fast/turn`). So the load that fills one costs more when it is spread over two, as is told
-    too, with no bar. Both may use every core, as workers do.
+    Both may use every core, as workers do. A full process has more that waits, and does more at a time, which costs less each
+    (`fast/turn`); two share that load and are not full. So it is told too, with no bar, what two cost where each has the load of one and
+    neither is full: 64 clients each, that ask again after a pause.
     """
     replicas = bench.replicas()
     there = {
@@ -410,14 +410,10 @@ def two_processes(bench: Bench) -> None:
             before = cpu_seconds(process)
             rate = bench.wrk(port, 64, 1)[0]
             full[workers].append(rate / (cpu_seconds(process) - before))
-    for name, found in (("", paced), (", 64 clients that never pause", full)):
+    for name, found, bar in (("", full, ">= 0.95"), (", each with 64 clients that pause", paced, "")):
         bench.row(f"requests per CPU-second: one process{name}", statistics.median(found[1]), "req")
-        bench.row(
-            f"requests per CPU-second: two processes against one{name}",
-            paired(found[2], found[1]),
-            "x",
-            "" if name else ">= 0.95",
-        )
+        ratio = paired(found[2], found[1])
+        bench.row(f"requests per CPU-second: two processes against one{name}", ratio, "x", bar)
     bench.stop()
 
 
