@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,18 @@ def _refused(text: str | bytes | Path) -> str:
     return str(caught.value)
 
 
-def test_a_bomb_of_aliases_is_refused_quickly() -> None:
+def test_a_bomb_of_aliases_is_refused_before_it_is_in_memory() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x, x]"]
     lines += [
         f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]"
         for old, new in zip("abcdefgh", "bcdefghi", strict=True)
     ]
-    started = time.perf_counter()
+    tracemalloc.start()
     message = _refused("\n".join(lines) + "\n")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert message == "task.yaml:4: aliases that expand to more than 10,000 values"
-    assert time.perf_counter() - started < 1.0
+    assert most < 20_000_000, "a hundred million values would be more"
 
 
 def test_a_bomb_of_merges_is_refused() -> None:
@@ -81,10 +83,8 @@ def test_a_file_of_a_hundred_megabytes_is_refused_without_reading_it(
 
     monkeypatch.setattr(source, "load_documents", no_read)
     monkeypatch.setattr(source, "_decoded", no_read)
-    started = time.perf_counter()
     with pytest.raises(InvalidTask, match="100,000,000 bytes are more than a task file may have"):
         parse_task_file(path)
-    assert time.perf_counter() - started < 0.5
 
 
 def test_a_pipe_is_read_no_further_than_allowed(tmp_path: Path) -> None:

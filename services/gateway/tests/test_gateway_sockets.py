@@ -202,9 +202,8 @@ async def test_many_followers_and_calls_share_one_server(served: Served) -> None
 
         followers = [asyncio.create_task(follow()) for _ in range(50)]
         await until(lambda: served.provisioner.streams_open == 50)
-        began = time.monotonic()
         assert (await http.get("/clusters")).status_code == 200
-        assert time.monotonic() - began < 2
+        assert served.provisioner.streams_open == 50, "it waited for none of them"
         await served.provisioner.add_event(operation, "planning")
         from skyloom_common.contracts.operations import OperationStatus
 

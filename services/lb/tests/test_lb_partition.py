@@ -123,18 +123,15 @@ async def test_a_partition_costs_no_request_stays_in_its_bound_and_heals(pair: P
     assert served == 300 and not pair.alone(0) and not pair.alone(1)
 
     pair.networks[0].become(how)
-    cut = time.monotonic()
     first = await pair.ask(0, 700)
     assert pair.alone(0) and not pair.alone(1)
     second = await pair.ask(1, 700)
-    took = time.monotonic() - cut
-    assert took < 15
     # What the cut one knows of is its own; the other one knows what was common until then.
     grown = (time.monotonic() - began) * LIMIT / 60
     assert first <= LIMIT - 150 + grown + 1 and second <= LIMIT - 300 + grown + 1 + 0.1 * LIMIT
     assert first >= LIMIT - 150 - 0.1 * LIMIT, "it goes on by itself"
     assert served + first + second <= 2 * LIMIT + grown, "the bound: the limit, for each balancer"
-    assert pair.admission(0).redis_failures >= 1
+    assert 1 <= pair.admission(0).redis_failures < 50, "not each of them waited for Redis"
 
     pair.networks[0].become("well")
     async with asyncio.timeout(15):

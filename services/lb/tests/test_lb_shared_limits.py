@@ -100,9 +100,8 @@ async def test_redis_away_and_back(server: EmbeddedRedis, redis: Redis) -> None:
     buckets = [SharedBucket("k", 60, script, time.monotonic()) for _ in range(2)]
     assert [await take(bucket, 20) for bucket in buckets] == [0.0, 0.0]
     await server.stop()
-    started = time.monotonic()
     answers = [await take(bucket, 1) for bucket in buckets for _ in range(100)]
-    assert time.monotonic() - started < 10.0  # each waiting for Redis would be 20
+    assert 1 <= script.failures < 20, "once a second it is asked for, not by each"
     # Each by itself now: what it took before counts, what the other one took is not known.
     assert answers[:100].count(0.0) == pytest.approx(40, abs=2)
     assert answers[100:].count(0.0) == pytest.approx(40, abs=2)
