@@ -390,7 +390,7 @@ def two_processes(bench: Bench) -> None:
 
     Two readings, as nothing says which is meant, each with the bar. The same load for each process: 64 clients each, that ask again after
     a pause, so that none is full. And the same 64 connections, as fast as they go: one process then has the core that the load leaves,
-    two share it with the load, where there are but two cores; one that is kept on the load's core costs as much (`docs/lb.md`).
+    two share it with the load, where there are but two cores; a single one that is kept on the load's core costs more too (`docs/lb.md`).
     Where a process's memory lies is luck that lasts as long as it does: they are started anew.
     """
     replicas = bench.replicas()

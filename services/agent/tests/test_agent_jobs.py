@@ -48,7 +48,7 @@ def test_the_first_rank_that_fails_is_named_and_the_rest_are_ended(nodes):
     agents = nodes.cluster(3)
     script = "if [ $SKYPILOT_NODE_RANK = 1 ]; then echo about to fail; sleep 0.5; exit 7; fi; sleep 1000"
     job_id = agents[0].submit(script, num_nodes=3)
-    job = agents[0].wait(job_id)
+    job = agents[0].wait(job_id, seconds=10)
     assert job["status"] == "FAILED" and job["exit_codes"] == [137, 7, 137]
     failure = job["failure"]
     assert (failure["rank"], failure["node"], failure["exit_code"], failure["phase"]) == (
@@ -67,7 +67,7 @@ def test_a_rank_that_ignores_sigterm_is_killed_within_the_bound(nodes):
     agents = nodes.cluster(2)
     script = "if [ $SKYPILOT_NODE_RANK = 0 ]; then sleep 0.5; exit 3; fi; trap '' TERM; while :; do sleep 0.1; done"
     job_id = agents[0].submit(script, num_nodes=2)
-    job = agents[0].wait(job_id)
+    job = agents[0].wait(job_id, seconds=10)
     assert job["exit_codes"] == [3, 137]
     assert not any(agent.processes() for agent in agents)
 

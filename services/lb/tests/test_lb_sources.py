@@ -478,7 +478,8 @@ async def test_redis_tables_events_reports_kill_restart_and_slowness(
 
     assert redis_server.process is not None
     redis_server.process.send_signal(signal.SIGSTOP)  # as slow as can be
-    assert {(await lb.ask(kit.post())).status for _ in range(20)} == {200}
+    async with asyncio.timeout(1.5):
+        assert {(await lb.ask(kit.post())).status for _ in range(20)} == {200}
     redis_server.process.send_signal(signal.SIGCONT)
     await redis.aclose()
 
