@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 
+from skyloom_common.contracts.agent import AgentConfig
 from skyloom_common.contracts.plan import Offer
 from skyloom_common.contracts.task.model import Quantity, ResourcesSpec
 from skyloom_common.core.clock import SystemClock
 from skyloom_common.core.errors import InstanceNotFound, InsufficientCapacity, ProviderInvalidRequest
+from skyloom_provisioner.bundle import AgentBundle
 from skyloom_provisioner.providers.base import DEPLOYMENT_TAG, InstanceRequest
 from skyloom_provisioner.providers.local import addresses
 from skyloom_provisioner.providers.local.machine import Machine, gpu_name, seen
@@ -187,6 +189,47 @@ async def test_a_persons_shell_in_the_nodes_directory_is_left_alone(provider: Lo
     finally:
         shell.send_signal(signal.SIGKILL)
         shell.wait()
+
+
+class Killed(BaseException):
+    """The end of a process, as seen from inside it."""
+
+
+@pytest.mark.parametrize("agent_answers", [True, False])
+async def test_an_agent_whose_starter_was_killed_is_found_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, agent_answers: bool
+) -> None:
+    """Another one could not take the home, and nobody would know where the first one listens."""
+    bundle = AgentBundle(tmp_path / "made")
+    provider = LocalProvider(tmp_path / "local", SystemClock(), bundle.path, lambda: MACHINE)
+    instance = await rent(provider)
+    config = AgentConfig(node_id="n", token="t" * 32, home="")
+    run = subprocess.run
+
+    def killed_after(command: list[str], **options: Any) -> None:
+        run(command, **options)
+        raise Killed
+
+    bundle.path()
+    monkeypatch.setattr(subprocess, "run", killed_after)
+    with pytest.raises(Killed):
+        await provider.bootstrap(instance, config)
+    monkeypatch.setattr(subprocess, "run", run)
+    path, ready = provider._path(instance.id), provider._path(instance.id) / "home" / ".sky" / "agent.json"
+    if agent_answers:
+        await _until(ready.exists)
+    started = node_processes(path)
+    try:
+        await LocalProvider(tmp_path / "local", SystemClock(), bundle.path, lambda: MACHINE).bootstrap(
+            instance, config
+        )
+        await _until(ready.exists)
+        assert (await provider.channel(instance)).startswith(f"http://{instance.address}:")
+        assert set(node_processes(path)) == set(started)
+        assert "another agent" not in (path / "agent.log").read_text()
+    finally:
+        await provider.delete(instance.id)
+    assert node_processes(path) == []
 
 
 async def _until(condition: Any, seconds: float = 10) -> None:

@@ -52,6 +52,11 @@ def node_processes(node: Path) -> list[int]:
     return sorted(found - _ancestors(listed))
 
 
+def runs_with(node: Path, arguments: str) -> bool:
+    """Whether the command line of a process of the node, or of a shell about to become one, ends with these arguments."""
+    return any(_command(pid).endswith(f" {arguments}") for pid in node_processes(node))
+
+
 def end_all(node: Path) -> bool:
     """SIGTERM, then SIGKILL until none is left. False when some would not go within the bound."""
     began, asked = time.monotonic(), set[int]()
@@ -129,6 +134,16 @@ def _stands_in(pid: int, node: Path) -> bool:
             if target == str(node) or target.startswith(prefix):
                 return True
     return False
+
+
+def _command(pid: int) -> str:
+    """Empty once it has ended."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").rstrip("\0").replace("\0", " ")
+        return ""
+    command = ["ps", "-ww", "-o", "command=", "-p", str(pid)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout.strip()
 
 
 def _ps(node: Path) -> list[_Process]:

@@ -1,6 +1,6 @@
 """The local provider: an instance is a directory, its agent a detached process on its own loopback address.
 
-`<home>/local/<id>/`: instance.json (the record: token, tags, address, state), agent.json.conf (0600), agent.log, home/.
+`<home>/local/<id>/`: instance.json (the record: token, tags, address, state), agent.conf.json (0600), agent.log, home/.
 The record appears together with its directory (by rename) and goes only after every process of the node is gone.
 Nothing here survives in memory: any process with the same home sees the same instances.
 """
@@ -236,12 +236,13 @@ class LocalProvider:
     # --- agent ---
 
     def _bootstrap(self, instance: Instance, config: AgentConfig) -> None:
+        """Does nothing where an agent runs or is about to, whoever started it: a process that was killed in here has."""
         path, record = self._path(instance.id), self._record(instance.id)
         if record["status"] != InstanceStatus.RUNNING.value:
             raise ProviderError(f"{instance.id} is {record['status']}; an agent needs it running")
-        if self._agent_runs(path):
+        file = path / "agent.conf.json"
+        if processes.runs_with(path, f"--config {file}"):
             return
-        (path / "home" / ".sky" / "agent.json").unlink(missing_ok=True)
         full = replace(
             config,
             home=str(path / "home"),
@@ -251,21 +252,14 @@ class LocalProvider:
             gpus=len(record["gpu_indices"]),
             confine_to_home=True,
         )
-        file = path / "agent.conf.json"
         with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
             out.write(wire.dumps(full))
         self._spawn(path, file, record)
 
-    def _agent_runs(self, path: Path) -> bool:
-        with contextlib.suppress(OSError, ValueError):
-            pid = int((path / "agent.pid").read_text())
-            return processes.is_running(pid) and pid in processes.node_processes(path)
-        return False
-
     def _spawn(self, path: Path, config: Path, record: dict[str, Any]) -> None:
         """The shell ends at once, so that the agent is nobody's child here and outlives this process."""
         command = [sys.executable, "-I", str(self._bundle()), "--config", str(config)]
-        script = '"$@" </dev/null >>agent.log 2>&1 & echo $!'
+        script = '"$@" </dev/null >>agent.log 2>&1 &'
         done = subprocess.run(
             ["/bin/sh", "-c", script, "sh", *command],
             cwd=path,
@@ -277,11 +271,10 @@ class LocalProvider:
             timeout=30,
             check=False,
         )
-        if done.returncode != 0 or not done.stdout.strip().isdigit():
+        if done.returncode != 0:
             raise ProviderError(
                 f"{path.name}: the agent did not start: {done.stdout.decode(errors='replace')}"
             )
-        (path / "agent.pid").write_bytes(done.stdout.strip())
 
     def _environment(self, path: Path, record: dict[str, Any]) -> dict[str, str]:
         """Nothing of ours reaches the node: no token, no database address, no setting."""
