@@ -33,6 +33,7 @@ LAUNCH_POINTS = [
     "launch.instances_running",
     "launch.agents_up",
     "launch.do.up",
+    "launch.peers_told",
     "launch.cluster_up",
     "launch.do.sync",
     "launch.do.submit",
@@ -91,6 +92,20 @@ async def test_a_launch_that_dies_is_finished_by_the_next_process(rig: Any, poin
     assert len(rig.agent_of(0).jobs) == 1
     assert done.result == {"cluster": "c", "job_id": 1}
     await _assert_nothing_is_orphaned(rig)
+
+
+async def test_what_agents_were_told_by_a_dead_process_is_older_than_what_the_next_one_tells(
+    rig: Any,
+) -> None:
+    rig.agents.die_when_told = 2
+    await rig.start(crash_at="launch.peers_told")
+    operation = await _post(rig, "launch")
+    await rig.crashed.wait()
+    await rig.crash()
+    told = [rig.agent_of(rank).membership.generation for rank in range(2)]
+    await rig.start()
+    assert (await rig.finished(operation)).status is OperationStatus.SUCCEEDED
+    assert [rig.agent_of(rank).membership.generation for rank in range(2)] == [max(told) + 1] * 2
 
 
 @pytest.mark.parametrize(

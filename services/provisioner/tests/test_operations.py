@@ -20,6 +20,7 @@ from skyloom_common.contracts.operations import OperationStatus
 from skyloom_common.contracts.plan import PlanRequest
 from skyloom_common.contracts.task.model import AutostopSpec, Quantity, ResourcesSpec, TaskSpec
 from skyloom_common.core.errors import (
+    AgentUnreachable,
     ClusterDoesNotExist,
     ClusterNotUp,
     Conflict,
@@ -33,6 +34,7 @@ from skyloom_common.core.errors import (
     QuotaExceeded,
     Throttled,
 )
+from skyloom_provisioner.nodes.lifecycle import Limits
 from skyloom_provisioner.tables import operation_events, operations
 
 TWO = TaskSpec(name="train", run="echo hi", num_nodes=2)
@@ -325,6 +327,37 @@ async def test_launch_starts_a_stopped_cluster(started: Any) -> None:
     await started.finished(await started.client.stop("c", StopRequest()))
     done = await launched(started, ONE)
     assert done.status is OperationStatus.SUCCEEDED and len(started.provider.created) == 2
+
+
+async def test_an_agent_that_ends_at_its_start_is_started_again(rig: Any) -> None:
+    rig.limits = Limits(running=5, agent=30, agent_again=0.02, gone=5, stopped=5)
+    rig.agents.die_at_start = 3
+    await rig.start()
+    done = await launched(rig, ONE)
+    assert done.status is OperationStatus.SUCCEEDED and len(rig.provider.created) == 1
+    assert [verb for verb, _ in rig.provider.calls].count("bootstrap") >= 4
+
+
+async def test_an_agent_that_never_answers_is_told_of_with_its_last_words(rig: Any) -> None:
+    rig.limits = Limits(running=5, agent=0.1, gone=5, stopped=5)
+    await rig.start()
+    error = AgentUnreachable("fake: its agent is not running", details={"log": "line 1\nno space left"})
+    rig.provider.fail_next("channel", error, times=1000)
+    done = await launched(rig, ONE)
+    assert done.status is OperationStatus.FAILED
+    assert "its agent is not running; its log ends: no space left" in done.error.message
+    assert rig.provider.instances == []
+
+
+@pytest.mark.parametrize(("deaths", "status"), [(2, OperationStatus.SUCCEEDED), (3, OperationStatus.FAILED)])
+async def test_an_agent_that_ends_before_it_knows_its_peers_is_started_again(
+    started: Any, deaths: int, status: OperationStatus
+) -> None:
+    started.agents.die_when_told = deaths
+    done = await launched(started, ONE)
+    assert done.status is status and len(started.provider.created) == 1
+    if status is OperationStatus.FAILED:
+        assert started.provider.instances == [] and await started.status("c") is None
 
 
 async def test_a_cancelled_start_leaves_it_stopped(started: Any) -> None:

@@ -18,7 +18,7 @@ from skyloom_provisioner.clusters.rows import ClusterState, NodeRow, NodeStatus
 from skyloom_provisioner.clusters.store import ClusterStore
 from skyloom_provisioner.decide.health import ClusterHealth, NodeFinding, NodeHealth, judge_health
 from skyloom_provisioner.decide.outcomes import ended
-from skyloom_provisioner.nodes.lifecycle import NodeLifecycle
+from skyloom_provisioner.nodes.lifecycle import NodeLifecycle, next_generation
 from skyloom_provisioner.nodes.live import LiveView
 from skyloom_provisioner.nodes.watch import NodeWatches
 from skyloom_provisioner.polling import all_or_first_error
@@ -98,7 +98,7 @@ class Reviver:
         """A restarted agent may listen elsewhere; its peers learn that by a new generation."""
         infos = await all_or_first_error([self._lifecycle.ask(node) for node in state.nodes])
         cluster = (await self._clusters.get(state.cluster.name)).cluster
-        generation = max(cluster.membership_generation, *(info.membership_generation for info in infos)) + 1
+        generation = next_generation(cluster, infos)
         await self._clusters.change(lease, cluster, membership_generation=generation)
         await self._lifecycle.join(cluster, state.nodes, infos, generation)
 

@@ -12,6 +12,7 @@ from skyloom_common.contracts.agent import AgentConfig, ClusterMembership, NodeI
 from skyloom_common.contracts.task.model import ResourcesSpec
 from skyloom_common.core.clock import Clock
 from skyloom_common.core.errors import AgentUnreachable, InstanceNotFound, ProviderError
+from skyloom_common.reconcile import Backoff
 from skyloom_common.store.lease import Lease
 from skyloom_provisioner.clusters.rows import ClusterRow, NodeRow, NodeStatus
 from skyloom_provisioner.clusters.store import ClusterStore
@@ -33,12 +34,18 @@ from skyloom_provisioner.providers.registry import Providers
 
 @dataclass(frozen=True)
 class Limits:
-    """Seconds."""
+    """Seconds. `agent_again`: the first pause after which an agent that does not answer is started again."""
 
     running: float = 900.0
     agent: float = 120.0
+    agent_again: float = 2.0
     gone: float = 900.0
     stopped: float = 600.0
+
+
+def next_generation(cluster: ClusterRow, infos: Sequence[NodeInfo]) -> int:
+    """Later than what any of its agents was told, also by a process that died before it wrote that down."""
+    return max(cluster.membership_generation, *(info.membership_generation for info in infos)) + 1
 
 
 class NodeLifecycle:
@@ -115,19 +122,23 @@ class NodeLifecycle:
         )
 
     async def start_agent(self, node: NodeRow) -> NodeInfo:
-        """Until the agent answers. Raises AgentUnreachable with what its log says."""
-        provider = self._providers.get(node.provider)
+        """Until the agent answers; one that ends meanwhile is started again. Raises AgentUnreachable with what its log says."""
+        provider, instance = self._providers.get(node.provider), instance_of(node)
         config = AgentConfig(
             node_id=node.id,
             token=self._deployment.agent_token(node.cluster_id),
             home="",
             heartbeat_seconds=self._heartbeat_seconds,
         )
-        await finish_even_if_cancelled(provider.bootstrap(instance_of(node), config))
+        again, starts, start_at = Backoff(self._limits.agent_again, 30.0), 0, self._clock.monotonic()
         failure = AgentUnreachable(f"node {node.rank}: its agent did not answer")
 
         async def answers() -> NodeInfo | None:
-            nonlocal failure
+            nonlocal failure, starts, start_at
+            if self._clock.monotonic() >= start_at:
+                await finish_even_if_cancelled(provider.bootstrap(instance, config))
+                starts += 1
+                start_at = self._clock.monotonic() + again.pause(starts)
             try:
                 return await self.ask(node)
             except AgentUnreachable as error:
@@ -136,7 +147,9 @@ class NodeLifecycle:
 
         info = await poll(answers, clock=self._clock, timeout=self._limits.agent, longest=0.5)
         if info is None:
-            raise failure
+            last_words = str(failure.details.get("log", "")).splitlines()[-1:]
+            ending = f"; its log ends: {last_words[0]}" if last_words else ""
+            raise AgentUnreachable(f"{failure.message}{ending}", details=failure.details)
         return info
 
     async def ask(self, node: NodeRow) -> NodeInfo:

@@ -11,7 +11,7 @@ from typing import Any
 from skyloom_common.contracts.clusters import ClusterStatus, LaunchRequest, StartRequest
 from skyloom_common.contracts.task.model import AutostopSpec, TaskSpec
 from skyloom_common.contracts.task.support import ignored_at_launch
-from skyloom_common.core.errors import ClusterDoesNotExist, ResourcesMismatch
+from skyloom_common.core.errors import AgentUnreachable, ClusterDoesNotExist, ResourcesMismatch
 from skyloom_common.core.ids import new_id
 from skyloom_common.saga import Outputs, Saga, Step
 from skyloom_provisioner.clusters.rows import ClusterState, Goal
@@ -19,12 +19,15 @@ from skyloom_provisioner.clusters.text import counted, resources_text
 from skyloom_provisioner.decide.fit import misfits
 from skyloom_provisioner.decide.mode import LaunchMode, launch_mode
 from skyloom_provisioner.decide.outcomes import started
+from skyloom_provisioner.nodes.lifecycle import next_generation
 from skyloom_provisioner.operations.context import OperationContext
 from skyloom_provisioner.operations.kinds import Kind
 from skyloom_provisioner.operations.provision import Provisioning, failure_reported
 from skyloom_provisioner.operations.rows import LAUNCH
 from skyloom_provisioner.operations.submit import submit, sync
 from skyloom_provisioner.polling import all_or_first_error
+
+_TRIES_TO_JOIN = 3
 
 
 async def prepare(context: OperationContext, outputs: Outputs) -> dict[str, Any]:
@@ -159,9 +162,8 @@ async def _join(
     context: OperationContext, state: ClusterState, provisioned: dict[str, Any]
 ) -> dict[str, Any]:
     parts, now = context.parts, context.parts.clock.now()
-    infos = await all_or_first_error([parts.lifecycle.ask(node) for node in state.nodes])
-    generation = state.cluster.membership_generation + 1
-    await parts.lifecycle.join(state.cluster, state.nodes, infos, generation)
+    generation = await _tell_peers(context, state)
+    context.checkpoint("peers_told")
     outcomes = []
     if provisioned.get("rented") and state.cluster.offer is not None:
         outcomes.append(started(context.row.id, state.cluster.offer, now, provisioned.get("seconds")))
@@ -174,6 +176,22 @@ async def _join(
         "up_since": now,
         "membership_generation": generation,
     }
+
+
+async def _tell_peers(context: OperationContext, state: ClusterState) -> int:
+    """The generation that every agent knows. One that ended since it was started is started again, and all are told anew."""
+    lifecycle = context.parts.lifecycle
+    for tries_left in reversed(range(_TRIES_TO_JOIN)):
+        infos = await all_or_first_error([lifecycle.start_agent(node) for node in state.nodes])
+        generation = next_generation(state.cluster, infos)
+        try:
+            await lifecycle.join(state.cluster, state.nodes, infos, generation)
+            break
+        except AgentUnreachable as error:
+            if not tries_left:
+                raise
+            await context.say("starting_agents", f"{error.message}; starting it again", level="warning")
+    return generation
 
 
 def _autostop(context: OperationContext) -> AutostopSpec | None:

@@ -2,7 +2,8 @@
 
 Give `FakeAgents.transport` to the agent pool and the object itself to FakeProvider. `kill(id)` ends an agent but not its jobs;
 `refuse_start` names instances
-whose agents never come up.
+whose agents never come up; the next `die_at_start` agents end as soon as they are started, the next `die_when_told`
+when they are told who their peers are.
 """
 
 from __future__ import annotations
@@ -56,11 +57,16 @@ class FakeAgents:
         self.by_instance: dict[str, FakeAgent] = {}
         self.transport = _Transport(self)
         self.refuse_start: set[str] = set()
+        self.die_at_start = 0
+        self.die_when_told = 0
         self.on_submit: Callable[[JobSubmit], None] = lambda job: None
 
     async def start(self, instance: Instance, config: AgentConfig) -> None:
         known = self.by_instance.get(instance.id)
         if instance.id in self.refuse_start or (known is not None and known.alive):
+            return
+        if self.die_at_start:
+            self.die_at_start -= 1
             return
         fresh = FakeAgent(config)
         if known is not None:
@@ -103,6 +109,10 @@ class _Transport(httpx.AsyncBaseTransport):
             case "GET", "/v1/info":
                 return _json(self._info(agent, request.url.host))
             case "PUT", "/v1/cluster":
+                if self._agents.die_when_told:
+                    self._agents.die_when_told -= 1
+                    self._agents.kill(request.url.host)
+                    raise httpx.ReadError("the agent died", request=request)
                 return self._join(agent, loads(ClusterMembership, body, strict=True))
             case "GET", "/v1/watch":
                 return httpx.Response(200, stream=_Watch(agent))
