@@ -5,6 +5,7 @@ A call is repeated only when repeating cannot do it twice: GET and PUT, or a POS
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -16,6 +17,8 @@ from skyloom_common.contracts.http import IDEMPOTENCY_KEY
 
 API_PREFIX = "/api/v1"
 ATTEMPTS = 4
+ATTEMPTS_IF_IT_WAS_THERE = 8
+"""For a server that answered before, or lost a connection just now: it is starting again, which takes some seconds."""
 MAX_ERROR_BODY = 1 << 20
 RETRY_STATUS = (502, 503, 504)
 
@@ -43,6 +46,7 @@ class Transport:
         self.timeout = timeout
         self._locate = locate
         self._sleep = sleep
+        self._was_there = False
         self._idle: list[Connection] = []
 
     def _set(self, endpoint: str, token: str | None) -> None:
@@ -66,7 +70,7 @@ class Transport:
         body: bytes | None = None,
         key: str | None = None,
         timeout: float | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> bytes:
         """The body of a 2xx answer. Other answers raise the class that the error's code names."""
         response = self.open(
@@ -91,15 +95,15 @@ class Transport:
         key: str | None = None,
         headers: Mapping[str, str] | None = None,
         timeout: float | None = None,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> Response:
         """A 2xx answer whose body is still to be read; `timeout` None waits for its bytes without end."""
+        limit = attempts or ATTEMPTS
         target = API_PREFIX + path + encode_query(query)
         repeatable = method in ("GET", "PUT", "HEAD", "DELETE") or key is not None
         if body is not None and not isinstance(body, bytes):
             repeatable = False
-        for attempt in range(1, attempts + 1):
-            last = attempt == attempts or not repeatable
+        for attempt in itertools.count(1):
             if self._lacks_token:
                 self.relocate()
             try:
@@ -109,23 +113,28 @@ class Transport:
             except OSError as error:
                 # Where not even a connection was made, nothing was sent that could happen twice.
                 never_sent = not isinstance(error, ConnectionLost) and isinstance(body, (bytes, type(None)))
-                if attempt == attempts or not (repeatable or never_sent):
+                if attempts is None and self._was_there:
+                    limit = ATTEMPTS_IF_IT_WAS_THERE
+                if attempt >= limit or not (repeatable or never_sent):
                     raise _unreachable(self.shown, str(error) or type(error).__name__) from error
             else:
                 if response.status < 300:
                     return response
-                if response.status == 401 and self._lacks_token:
-                    # A local stack that starts again answers a moment before it says that it is there.
-                    response.close()
-                    if attempt == attempts:
-                        raise _unreachable(self.shown, "it is starting")
-                elif last or response.status not in RETRY_STATUS:
-                    raise self._error(response)
-                else:
-                    response.close()
+                self._raise_unless_passing(response, repeatable, last=attempt >= limit)
             self._sleep(min(2.0, 0.1 * 2 ** (attempt - 1)))
             self.relocate()
         raise AssertionError("unreachable")
+
+    def _raise_unless_passing(self, response: Response, repeatable: bool, *, last: bool) -> None:
+        if response.status == 401 and self._lacks_token:
+            # A local stack that starts again answers a moment before it says that it is there.
+            response.close()
+            if last:
+                raise _unreachable(self.shown, "it is starting")
+        elif last or not repeatable or response.status not in RETRY_STATUS:
+            raise self._error(response)
+        else:
+            response.close()
 
     def release(self, response: Response) -> None:
         """Gives the connection of a wholly read answer back to the pool; closes any other."""
@@ -176,8 +185,11 @@ class Transport:
             connection = self._take()
             fresh = not connection.used
             try:
-                return connection.request(method, target, headers, body, timeout=timeout)
+                response = connection.request(method, target, headers, body, timeout=timeout)
+                self._was_there = True
+                return response
             except ConnectionLost:
+                self._was_there = True
                 # A pooled connection may have been closed by the server since: that says nothing about this call.
                 if fresh or not (body is None or isinstance(body, bytes)) or not _repeatable(method, headers):
                     raise
