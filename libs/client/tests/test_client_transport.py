@@ -188,11 +188,13 @@ def test_errors_come_back_as_their_class(fake: Any) -> None:
 
 
 def test_nobody_listens() -> None:
+    pauses: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(exceptions.ApiServerConnectionError, match="cannot be reached") as caught:
-        Transport(f"http://127.0.0.1:{port}", sleep=lambda _s: None).get_json("/info")
+        Transport(f"http://127.0.0.1:{port}", sleep=pauses.append).get_json("/info")
     assert "sky api info" in str(caught.value.hint)
+    assert sum(pauses) < 1  # the address may be wrong: nobody should wait for long to be told
 
 
 def test_a_moved_local_server_is_found_again(fake: Any) -> None:
@@ -204,41 +206,24 @@ def test_a_moved_local_server_is_found_again(fake: Any) -> None:
     assert transport.get_json("/info")["user"] == "ann"
 
 
-@pytest.mark.parametrize("answered_before", [True, False])
-def test_a_server_that_was_there_is_waited_for_while_it_starts_again(
-    fake: Any, answered_before: bool
-) -> None:
-    """Longer than one of which nothing was ever heard: that address may be wrong."""
+def test_a_local_server_is_waited_for_while_it_starts_again(fake: Any) -> None:
     pauses: list[float] = []
-    home = {"endpoint": fake.endpoint}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nowhere = f"http://127.0.0.1:{listener.getsockname()[1]}"
 
-    def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        home["endpoint"] = fake.endpoint if sum(pauses) > 3 else nowhere
+    def locate() -> tuple[str, str]:
+        return (fake.endpoint if sum(pauses) > 3 else nowhere), fake.token
 
-    transport = Transport(
-        fake.endpoint, fake.token, locate=lambda: (home["endpoint"], fake.token), sleep=sleep
-    )
-    if answered_before:
-        transport.get_json("/info")
-    home["endpoint"] = nowhere
-    transport.relocate()
-    if answered_before:
-        assert transport.get_json("/info")["user"] == "ann"
-        assert 3 < sum(pauses) < 8
-    else:
-        with pytest.raises(exceptions.ApiServerConnectionError):
-            transport.get_json("/info")
-        assert sum(pauses) < 1
+    transport = Transport(nowhere, fake.token, locate=locate, sleep=pauses.append)
+    assert transport.get_json("/info")["user"] == "ann"
+    assert 3 < sum(pauses) < 8
 
 
-def test_a_connection_lost_in_a_call_is_a_server_that_was_there(fake: Any) -> None:
+def test_a_connection_lost_in_a_call_is_a_server_that_was_there() -> None:
     pauses: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
-        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        port = listener.getsockname()[1]
 
         def take_and_die() -> None:
             listener.accept()[0].close()
@@ -246,13 +231,10 @@ def test_a_connection_lost_in_a_call_is_a_server_that_was_there(fake: Any) -> No
 
         dying = threading.Thread(target=take_and_die)
         dying.start()
-
-        def locate() -> tuple[str, str]:
-            return (fake.endpoint if sum(pauses) > 3 else endpoint), fake.token
-
-        transport = Transport(endpoint, fake.token, locate=locate, sleep=pauses.append)
-        assert transport.get_json("/info")["user"] == "ann"
+        with pytest.raises(exceptions.ApiServerConnectionError):
+            Transport(f"http://127.0.0.1:{port}", sleep=pauses.append).get_json("/info")
         dying.join()
+    assert 3 < sum(pauses) < 8
 
 
 # --- events ---

@@ -46,7 +46,7 @@ class Transport:
         self.timeout = timeout
         self._locate = locate
         self._sleep = sleep
-        self._was_there = False
+        self._was_there = locate is not None  # who finds a local stack has seen it listen
         self._idle: list[Connection] = []
 
     def _set(self, endpoint: str, token: str | None) -> None:
