@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -56,6 +57,34 @@ def test_a_killed_server_finishes_or_undoes_its_launch_after_restart(stack: Stac
         )
     stack.sky("down", "-y", "k", code=None)
     wait_until(lambda: not stack.node_dirs() and not _agents(stack), seconds=20, what="nothing is left")
+
+
+@pytest.mark.parametrize("verb", ["launch", "start"])
+def test_an_agent_killed_while_its_cluster_comes_up_is_started_again(stack: Stack, verb: str) -> None:
+    """As soon as it is seen: mostly before it answers, now and then before it knows its peers."""
+    stack.sky("api", "start")
+    command = ["launch", "-y", "-d", "-c", "k", "--num-nodes", "2", "echo survived"]
+    if verb == "start":
+        stack.sky(*command)
+        stack.sky("stop", "-y", "k")
+        command = ["start", "-y", "k"]
+    coming = stack.popen(*command)
+    wait_until(lambda: _kill_an_agent(stack), seconds=20, what="an agent was started")
+    shown = coming.communicate(timeout=60)[0].decode()
+    assert coming.returncode == 0, shown
+    assert stack.cluster("k")["status"] == "UP"
+    assert len(_agents(stack)) == 2
+    assert "survived" in stack.sky("logs", "k", "1")
+
+
+def _kill_an_agent(stack: Stack) -> bool:
+    """Not the shell that starts one: its end is told to whoever started it."""
+    for process in _agents(stack):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.name() != "sh":
+                process.kill()
+                return True
+    return False
 
 
 def _has_operation(stack: Stack) -> bool:
