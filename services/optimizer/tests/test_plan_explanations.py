@@ -57,6 +57,13 @@ GOLDEN: list[tuple[PlanRequest, list[str]]] = [
         ["nothing offers H100:8", "a cloud that is not enabled has it: mithril/h100-80gb.sxm.8x ($8.00 an hour); see: sky check"],
     ),
     (
+        request(ResourcesSpec(max_hourly_cost=0.001, cloud="aws")),  # names no size, so that ours is told as ours
+        [
+            "nothing offers cpus: 8+ (the default) for at most $0.001 an hour on aws",
+            "without max_hourly_cost: 0.001: aws/t3a.2xlarge ($0.20 an hour)",
+        ],
+    ),
+    (
         request(ResourcesSpec(cloud="kubernetes")),
         ["kubernetes has nothing to offer here; see: sky check kubernetes"],
     ),

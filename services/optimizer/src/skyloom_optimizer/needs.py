@@ -168,7 +168,8 @@ def describe(need: Need) -> str:
     words = [accelerator_text(need.accelerator)] if need.accelerator else []
     words += [need.instance_type] if need.instance_type else []
     cpus = spec.cpus if need.sized else DEFAULT_CPUS
-    words += [f"cpus: {quantity_text(cpus)}"] if cpus else []
+    default = "" if need.sized else " (the default)"
+    words += [f"cpus: {quantity_text(cpus)}{default}"] if cpus else []
     words += [f"memory: {quantity_text(spec.memory)}"] if spec.memory else []
     words += ["spot"] if need.use_spot else []
     words += [f"for at most ${spec.max_hourly_cost:g} an hour"] if spec.max_hourly_cost is not None else []
