@@ -1,9 +1,8 @@
 """Fake agents for fake instances: the part of the agent's API that the provisioner uses, without processes or sockets.
 
 Give `FakeAgents.transport` to the agent pool and the object itself to FakeProvider. `kill(id)` ends an agent but not its jobs;
-`refuse_start` names instances
-whose agents never come up; the next `die_at_start` agents end as soon as they are started, the next `die_when_told`
-when they are told who their peers are.
+`refuse_start` names instances whose agents never come up; the next `die_at_start` agents end as soon as they are started,
+the next `die_when_told` when they are told who their peers are.
 """
 
 from __future__ import annotations
